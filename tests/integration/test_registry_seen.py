@@ -15,6 +15,7 @@ from tests.integration.replica_profile import asked, entry, orchestrator, profil
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer.backends.replicas.registry import ServerRegistry, SigningKey
 from workflow_composer.errors import AllCandidatesFailed
+from workflow_composer.runtime.resources import ResourceDetector
 
 OVERFLOW = Reply.error(400, "This model's maximum context length is 8 tokens. However, you requested 90 tokens.")
 
@@ -253,3 +254,15 @@ def test_the_key_of_another_users_server_is_not_believed(tmp_path, servers):
     registry.publish(keyed, key)
     assert registry.key_of(keyed) == key
     assert ServerRegistry(tmp_path, frozenset({os.getuid() + 1})).key_of(keyed) == ""
+
+
+async def test_status_and_doctor_ask_a_keyed_server_with_its_key(tmp_path, servers):
+    registry = ServerRegistry(tmp_path)
+    keyed, key = registry.new_key(entry(servers[0]))
+    registry.publish(keyed, key)
+    config = profile("registry:coder", tmp_path)
+    status = await ResourceDetector(config, environ={}).adetect(slurm=False)
+    assert status.endpoints["coder"].healthy
+    listed = [request for request in servers[0].requests if request.path.endswith("/models")]
+    assert {request.headers.get("authorization") for request in listed} == {f"Bearer {key}"}
+    assert key not in repr(status)

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ class _Target:
 
     name: str
     url: str
-    key: str | None
+    key: str | None = field(repr=False)
     models: tuple[str, ...] = ()
     registered: bool = False
 
@@ -126,11 +126,12 @@ class ResourceDetector:
             _Target(
                 role,
                 place.url,
-                keys[-1] if keys else None,
+                place.key or (keys[-1] if keys else None),
                 (place.model,) if place.model is not None else named,
                 place.registered,
             )
             for place in places
+            if place.refused is None
         ]
 
     def _models(self) -> list[_Target]:

@@ -102,6 +102,50 @@ def test_g34_beside_a_private_step_is_allowed(desk):
     assert not any(word in call.raw for call in desk.remote.calls for word in (b"HIV", b"flu"))
 
 
+INNER = """
+workflow: inner
+inputs: {t: text}
+steps:
+  summary: {model: remote, prompt: "about {{ t }}"}
+output: {summary: "{{ summary }}"}
+"""
+NESTED = {
+    "a parameter": "  call: {workflow: inner.yaml, with: {t: note}}",
+    "a condition around it": "  call: {when: 'note == \"\"', workflow: inner.yaml, with: {t: id}}",
+    "a list around it": (
+        '  s: {model: small, prompt: "list {{ note }}", answer: [text]}\n'
+        "  call: {for_each: x in s, workflow: inner.yaml, with: {t: id}}"
+    ),
+    "steps of an item": (
+        '  s: {model: small, prompt: "list {{ note }}", answer: [text]}\n'
+        '  call: {for_each: x in s, steps: {summary: {model: remote, prompt: "about {{ id }}"}}}'
+    ),
+    "a condition of an item": (
+        "  call:\n    for_each: x in [1, 2]\n    steps:\n"
+        "      summary: {when: 'note == \"\"', model: remote, prompt: 'about {{ id }}'}"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_g34_within_other_steps_and_workflows(desk, kind):
+    """The inner file alone is right: what is passed to it, and when it is called, makes it wrong."""
+    desk.table(rows("HIV", "flu"))
+    desk.file(INNER, "inner.yaml")
+    desk.file(f"{HEAD}{NESTED[kind]}\noutput: {{id: '{{{{ id }}}}', call: '{{{{ call }}}}'}}\n")
+    desk.check("inner.yaml").ended(DONE)
+    ran = desk.refused("note")
+    assert "remote" in ran.said
+
+
+def test_g34_public_parameters_may_go_to_the_cloud(desk):
+    desk.table(rows("HIV", "flu"))
+    desk.file(INNER, "inner.yaml")
+    desk.file(f"{HEAD}  call: {{workflow: inner.yaml, with: {{t: id}}}}\noutput: {{call: '{{{{ call.summary }}}}'}}\n")
+    desk.run().ended(DONE)
+    assert sorted(desk.remote.prompts()) == ["about 1", "about 2"]
+
+
 RELEASED = """
   s:
     model: small
@@ -227,10 +271,12 @@ SECRETS = ("123-45-6789", "Ann")
 def test_g36_nothing_private_in_what_stays_behind(desk):
     note = "SSN 123-45-6789 Ann Lee"
     desk.small.says("one " + note, lambda call: Said(status=422, error=call.raw.decode()))
-    desk.small.says("two " + note, f"I think that {note} is 60", "still Ann Lee", "again 123-45-6789")
+    desk.small.says("two " + note, {"age": note}, {"age": "Ann"}, {"age": "still " + note})
     desk.table(rows("one " + note, "two " + note, "three " + note))
-    desk.small.says("three", "60")
-    desk.file(HEAD + '  s: {prompt: "age of {{ note }}", answer: number}\n' + "output: {id: '{{ id }}', s: '{{ s }}'}\n")
+    desk.small.says("three", {"age": 60})
+    desk.file(
+        HEAD + '  s: {prompt: "age of {{ note }}", answer: {age: number}}\n' + "output: {id: '{{ id }}', s: '{{ s }}'}\n"
+    )
     ran = desk.run().ended(SOME_FAILED)
     assert ran.states[2] == "done"
     assert [secret for secret in SECRETS if secret in ran.said or secret in ran.output.read_text()] == []

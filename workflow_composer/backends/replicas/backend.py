@@ -63,8 +63,8 @@ ANSWER_WITHIN = 1.0
 """Time limit of such a query in seconds."""
 
 
-MADE_KEY = "WORKFLOW_COMPOSER_SERVER_KEY"
-"""The name under which a server's client finds the key that the fleet has made for it; no process has such a variable."""
+MADE_KEY = "the server's registry entry"
+"""The name under which a server's client finds the key that the fleet has made for it, as messages say it: no variable."""
 
 
 A = TypeVar("A", Completion, Embeddings, Passed)

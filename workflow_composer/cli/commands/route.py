@@ -73,7 +73,10 @@ def servers_of(plan: Plan, config: StrategyConfig, environ: Mapping[str, str]) -
     roles = {c.endpoint: c for tier in plan.tiers for c in tier.candidates if c.endpoint is not None}
     finders = {role: Finder(config, role, environ) for role in roles}
     several = {role: finder for role, finder in finders.items() if len(finder.listed) > 1 or finder.registered}
-    return {role: [shown_url(place.url) for place in finder.places_now()] for role, finder in several.items()}
+    return {
+        role: [shown_url(place.url) for place in finder.places_now() if place.refused is None]
+        for role, finder in several.items()
+    }
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:

@@ -29,12 +29,16 @@ _CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 @dataclass(slots=True)
 class ServerPlace:
-    """A server and the models of the profile behind it; ``registered``: it is known from the registry, with its model."""
+    """A server and the models of the profile behind it; ``registered``: it is known from the registry, with its model.
+
+    ``made_key`` is the key that the fleet has made for it.
+    """
 
     url: str
     specs: list[ModelSpec]
     model: str | None = None
     registered: bool = False
+    made_key: str = field(default="", repr=False)
 
 
 @dataclass(slots=True)
@@ -86,7 +90,7 @@ async def _places(subject: Subject) -> tuple[list[ServerPlace], list[Finding]]:
         known = await finder.places() or ()
         for one in known:
             key = behind[0].api_key_env if behind else None
-            place = places.setdefault((one.url, key), ServerPlace(one.url, [], one.model, one.registered))
+            place = places.setdefault((one.url, key), ServerPlace(one.url, [], one.model, one.registered, one.key))
             place.specs += behind
         if not known:
             names = tuple(spec.name for spec in behind)
@@ -127,6 +131,8 @@ async def _meet(subject: Subject, client: Client, place: ServerPlace) -> Met:
 
 
 def _key(subject: Subject, place: ServerPlace) -> str | None:
+    if place.made_key:
+        return place.made_key
     variable = next((spec.api_key_env for spec in place.specs if spec.api_key_env), None)
     return subject.environ.get(variable, "").strip() or None if variable else None
 

@@ -224,6 +224,12 @@ class _FileLoader:
             )
 
     def _arguments(self, step: Step, inner: Workflow, path: KeyPath) -> None:
+        over = next((one.name for one in inner.steps.values() if one.reduce is not None), None)
+        if over is not None:
+            found = (
+                f"the step {over!r} of the workflow {inner.name!r} is over all rows, which only the outermost workflow has"
+            )
+            self.faults.add((*path, "workflow"), found, "make it a step of this file, or reduce a list in a python step")
         for name in step.given:
             if name not in inner.inputs:
                 hint = nearest(name, inner.inputs)

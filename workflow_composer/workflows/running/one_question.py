@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.answers.form import OutputForm
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.errors import BudgetExceeded, ProgramFault, RunBudgetReached
-from workflow_composer.storage.lines import kind
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse
+from workflow_composer.workflows.definition.evaluation import kind_of
 from workflow_composer.workflows.definition.model import AnswerCheck, CommandBody, HumanBody, PromptBody, PythonBody, Step
 from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.programs.accepting import StepCheck
@@ -183,6 +183,7 @@ class _PromptQuestion(_Question):
             form=self.form,
             form_retries=step.retries,
             check=self.acceptance,
+            metadata={"step": step.name},
         )
 
     async def answer(self) -> KeptAnswer:
@@ -273,8 +274,15 @@ async def ask(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
         made = _KINDS[type(step.body)](step, names, spot)
     except ValueFault as fault:
         return _failed(of_value(fault))
-    keeper = spot.world.keeper
     question = spot.world.question(step, row=spot.row, place=place, asked=made.asked)
+    if not question.share:
+        return await _found_or_asked(made, question)
+    async with spot.world.once(question.digest):
+        return await _found_or_asked(made, question)
+
+
+async def _found_or_asked(made: _Question, question: StepQuestion) -> StepResult:
+    keeper = made.spot.world.keeper
     if (kept := keeper.find(question)) is not None:
         return _done(kept, kept=True)
     if (refusal := keeper.refused(question)) is not None:
@@ -432,7 +440,7 @@ def of_form(form: OutputForm, value: Any, *, private: bool = False) -> Any:
     if form.is_text:
         if isinstance(value, str):
             return value
-        raise StepFailure(kind="invalid", reason=f"a text is needed, found {kind(value)}")
+        raise StepFailure(kind="invalid", reason=f"a text is needed, found {kind_of(value)}")
     formed = form.read(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     if formed.problem is not None:
         told = "" if private else f": {formed.problem}"

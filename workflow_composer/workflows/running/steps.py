@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workflow_composer.storage.lines import kind
+from workflow_composer.workflows.definition.evaluation import kind_of
 from workflow_composer.workflows.definition.model import ForEach, NestedBody, Reading, Step
 from workflow_composer.workflows.running.failing import of_value
 from workflow_composer.workflows.running.one_question import Spot, ask, released
@@ -142,7 +142,7 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
     except ValueFault as fault:
         return _wrong(fault)
     if not isinstance(items, (list, tuple)):
-        reason = f"`{loop.items.text}`: a list is needed, found {kind(items)}"
+        reason = f"`{loop.items.text}`: a list is needed, found {kind_of(items)}"
         return StepResult(state="failed", kind="value", reason=reason)
     if len(items) > loop.at_most:
         reason = f"`{loop.items.text}` has {len(items):,} items, and at most {loop.at_most:,} are allowed (at_most)"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.unit.workflows.running.kit import states, values
-from workflow_composer.errors import ServerFailed
+from workflow_composer.errors import ServerFailed, WorkflowFileError
 from workflow_composer.workflows.running.world import StopSign
 
 
@@ -327,6 +327,19 @@ async def test_a_workflow_within_a_workflow(bench, tmp_path):
     outcome = await made.run(flow, t="2")
     assert states(outcome) == {"call": "failed", "last": "not_run"}
     assert outcome.steps["call"].reason.startswith("y: ")
+
+
+async def test_a_workflow_within_another_has_no_steps_over_rows(bench, tmp_path):
+    (tmp_path / "inner.yaml").write_text(
+        "workflow: inner\ninputs: {t: text}\n"
+        'steps: {x: {reduce: rows, prompt: "x {% for r in rows %}{{ r.t }}{% endfor %}"}}\noutput: {x: "{{ x }}"}\n'
+    )
+    made = bench(lambda model, prompt: prompt)
+    with pytest.raises(WorkflowFileError, match="'x' of the workflow 'inner' is over all rows"):
+        made.flow(
+            "workflow: outer\ninputs: {t: text}\n"
+            'steps: {c: {workflow: inner.yaml, with: {t: t}}}\noutput: {x: "{{ c.x }}"}\n'
+        )
 
 
 async def test_nothing_is_asked_twice(bench):
