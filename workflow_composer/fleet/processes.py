@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -80,6 +81,22 @@ def command_line(pid: int) -> list[str]:
     with contextlib.suppress(OSError):
         return (PROC / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
     return []
+
+
+def slurm_step(pid: int | None = None) -> str:
+    """Return the SLURM step in which a process (this one) runs, such as ``7.batch`` or ``7.0`` of srun; empty: none.
+
+    Variables such as ``SLURM_STEP_ID`` say less: jobs inherit them from the job in which they were submitted.
+    """
+    pid = os.getpid() if pid is None else pid
+    while pid > 1:
+        if found := re.match(r"slurmstepd: \[(\d+\.\w+)", command_line(pid)[0] if command_line(pid) else ""):
+            return found[1]
+        try:
+            pid = int((PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return ""
+    return ""
 
 
 def supervisor(pid: int, server: str, started: float) -> NodeProcess | None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+from workflow_composer.errors import FleetError
+from workflow_composer.fleet import processes
+from workflow_composer.fleet.file import load_fleet
 from workflow_composer.fleet.processes import NodeProcess, descendants, find, stop_supervisor, supervisor
+from workflow_composer.fleet.runners import ProcessRunner
+from workflow_composer.fleet.slurm import job
+from workflow_composer.fleet.slurm.commands import Slurm
+from workflow_composer.fleet.state import Look, ServerState
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -106,3 +115,65 @@ def test_a_supervisor_that_is_frozen_is_ended(start):
     os.kill(process.pid, signal.SIGSTOP)
     stop_supervisor(find(process.pid), patience=10)
     assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(("title", "step"), [("7.batch", "7.batch"), ("7.0", "7.0"), ("7.4294967290", "7.4294967290")])
+def test_the_step_of_a_process_is_that_of_its_nearest_slurmstepd(tmp_path, monkeypatch, title, step):
+    """Variables are inherited from the job in which another one is submitted; ancestors are not."""
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    for pid, parent, command in ((30, 20, "bash"), (20, 10, f"slurmstepd: [{title}]"), (10, 1, "slurmstepd: [6.0]")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) b) S {parent} 1 1")
+        (tmp_path / str(pid) / "cmdline").write_bytes(command.encode() + b"\0")
+    assert processes.slurm_step(30) == step
+    assert processes.slurm_step(99) == ""
+
+
+def test_outside_of_slurm_there_is_no_step():
+    assert processes.slurm_step() == ""
+
+
+def test_a_job_script_that_srun_runs_says_what_to_do(tmp_path, monkeypatch):
+    """Signals to the batch script do not reach a step."""
+    monkeypatch.setattr(job, "slurm_step", lambda: "7.0")
+    file = tmp_path / "fleet.yaml"
+    roles = {"coder": {"model": "m", "port": 8002}}
+    file.write_text(json.dumps({"registry": "r", "state": "s", "roles": roles}))
+    fleet = load_fleet(file, {"HOME": str(tmp_path)})
+    environ = {"SLURM_JOB_ID": "7"}
+    with pytest.raises(FleetError, match=r"srun runs this as step 7\.0") as caught:
+        job.ServerJob(fleet, "coder", environ=environ, slurm=None, say=print)
+    assert "fleet submit coder" in caught.value.hint
+    monkeypatch.setattr(job, "slurm_step", lambda: "7.batch")
+    assert job.ServerJob(fleet, "coder", environ=environ, slurm=None, say=print).job_id == "7"
+
+
+def test_hosts_are_known_by_their_short_and_full_names_and_a_renamed_one_by_its_processes(start, tmp_path):
+    here = os.uname().nodename
+    file = tmp_path / "fleet.yaml"
+    file.write_text(json.dumps({"registry": "r", "state": "s", "roles": {"coder": {"model": "m", "port": 8002}}}))
+    runner = ProcessRunner(load_fleet(file, {"HOME": str(tmp_path)}), here)
+    process, _ = start(WILLING)
+    for node in (here, f"{here.partition('.')[0]}.cluster.example.org", "the-name-before"):
+        state = ServerState(server="coder", role="coder", node=node, pid=process.pid, started=time.time())
+        assert runner.look(state) == Look(alive=True), node
+    gone = ServerState(server="coder", role="coder", node=f"{here.partition('.')[0]}.cluster", pid=0, started=1.0)
+    assert runner.look(gone) == Look(alive=False)
+    assert runner.look(replace(gone, node="another")).foreign
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("slurm_load_jobs error: Protocol authentication error", "munge"),
+        ("sbatch: error: Batch job submission failed: Protocol authentication error", "munge"),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", "scontrol ping"),
+    ],
+)
+def test_what_slurm_says_without_munge_has_a_remedy(tmp_path, said, remedy):
+    program = tmp_path / "squeue"
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(FleetError) as caught:
+        Slurm({"PATH": f"{tmp_path}:/usr/bin:/bin"}).jobs()
+    assert remedy in caught.value.hint

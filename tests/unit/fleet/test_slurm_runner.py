@@ -23,6 +23,8 @@ class ScriptedSlurm:
     fails: str = ""
     asked: int = 0
     cancelled: list[str] = field(default_factory=list)
+    now: list[bool] = field(default_factory=list)
+    handed_over: list[str] = field(default_factory=list)
     submitted: list[list[str]] = field(default_factory=list)
     cluster: str = "here"
 
@@ -37,7 +39,11 @@ class ScriptedSlurm:
 
     def cancel(self, jobs, *, now=False):
         self.cancelled += [job.id for job in jobs]
+        self.now.append(now)
         self.queue = [job for job in self.queue if job.id not in self.cancelled]
+
+    def hand_over(self, jobs):
+        self.handed_over += [job.id for job in jobs]
 
     def submit(self, command):
         self.submitted.append(command)
@@ -119,3 +125,25 @@ def test_a_job_that_is_queued_already_is_not_doubled(fleet):
     slurm = ScriptedSlurm([replace(job("8", "PENDING"), mark=JobMark(fleet.id, "coder", str(fleet.path)))])
     SlurmRunner(fleet, slurm).restart(STATE)
     assert (slurm.cancelled, slurm.submitted) == ([], [])
+
+
+def test_a_job_that_serves_hands_over_and_is_not_cancelled(fleet):
+    """Its successor is queued first; it drains when that is ready."""
+    slurm = ScriptedSlurm([job("7", "RUNNING")])
+    SlurmRunner(fleet, slurm).restart(STATE, serves=True)
+    assert (slurm.handed_over, slurm.cancelled, slurm.submitted) == (["7"], [], [])
+
+
+def test_a_job_that_serves_drains_where_its_successor_still_waits(fleet):
+    """Perhaps for its GPU."""
+    successor = replace(job("8", "PENDING", "Resources"), mark=JobMark(fleet.id, "coder", str(fleet.path)))
+    slurm = ScriptedSlurm([job("7", "RUNNING"), successor])
+    SlurmRunner(fleet, slurm).restart(STATE, serves=True)
+    assert (slurm.handed_over, slurm.cancelled, slurm.now) == ([], ["7"], [False])
+    assert slurm.submitted == []
+
+
+def test_a_job_that_hangs_is_not_asked_to_drain(fleet):
+    slurm = ScriptedSlurm([job("7", "RUNNING")])
+    SlurmRunner(fleet, slurm).restart(STATE)
+    assert slurm.now == [True]

@@ -43,6 +43,8 @@ _REMEDIES = {
     "time limit": "check slurm.time in the fleet file; `sinfo -o '%P %l'` lists limits",
     "gres": "check slurm.gpu_type in the fleet file; `sinfo -o '%P %G'` lists GPUs",
     "memory": "check slurm.memory in the fleet file; `sinfo -o '%P %m'` lists nodes' memory",
+    "authentication": "munge, by which SLURM identifies users, does not answer on this machine, or its clock is wrong;"
+    " administrators start it: `systemctl status munge`, and `munge -n | unmunge` tests it",
     "contact": "the SLURM controller does not respond; check it with `scontrol ping`",
     "configuration source": "this machine has no slurm.conf; set $SLURM_CONF to the cluster's",
     "configuration file": "this machine's slurm.conf is missing or invalid; set $SLURM_CONF to the right one",

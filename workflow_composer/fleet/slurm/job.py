@@ -29,6 +29,7 @@ from workflow_composer.fleet.file import Fleet, load_fleet
 from workflow_composer.fleet.launch.preflight import try_to_listen
 from workflow_composer.fleet.launch.supervisor import Ended, ListenPlace, ServerSupervisor, failure
 from workflow_composer.fleet.ownership import refuse_foreign
+from workflow_composer.fleet.processes import slurm_step
 from workflow_composer.fleet.slurm.commands import SETTLE, Slurm, SlurmJob
 from workflow_composer.fleet.slurm.queue import queue_of
 from workflow_composer.fleet.slurm.sbatch import JobMark
@@ -136,6 +137,12 @@ class ServerJob:
         self.job_id = environ.get("SLURM_JOB_ID", "")
         if not self.job_id:
             raise FleetError("not running in a SLURM job", hint=f"submit one with `fleet submit {server}`")
+        if (step := slurm_step()).rpartition(".")[2].isdecimal():
+            raise FleetError(
+                f"{server}: srun runs this as step {step}, which neither SLURM's signals before the time limit nor"
+                " `fleet down` reach, and of which several tasks would be several servers",
+                hint=f"start the script by sbatch, without srun, or use `fleet submit {server}`",
+            )
 
     def run(self) -> int:
         """Run the server until it ends; return the exit code."""

@@ -163,6 +163,8 @@ class _PromptQuestion(_Question):
         self.body = body
         self.prompt = body.prompt.evaluate(names)
         self.system = None if body.system is None else body.system.evaluate(names)
+        if not self.prompt.strip():
+            raise ValueFault("the prompt is empty")
         messages = [{"role": "user", "content": self.prompt}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
@@ -311,8 +313,9 @@ async def _answered(made: _Question) -> KeptAnswer:
     except ValueFault as fault:
         raise of_value(fault) from None
     except TimeoutError:
-        told = "the row's" if spot.left() <= 0 or step.timeout is None else f"its {step.timeout:g} s"
-        raise StepFailure(kind="timeout", reason=f"the time limit passed ({told})") from None
+        of_more = spot.left() <= 0 or step.timeout is None
+        told = "the time limit of the row, or of what the step belongs to, passed" if of_more else ""
+        raise StepFailure(kind="timeout", reason=told or f"its time limit of {step.timeout:g} s passed") from None
     except RunBudgetReached as error:
         stopped.stop(error.message)
         raise _Stopped(stopped.why) from None

@@ -16,7 +16,7 @@ from workflow_composer.workflows.running.failing import of_value
 from workflow_composer.workflows.running.one_question import Spot, ask, released
 from workflow_composer.workflows.running.prompt_room import parts_of, probable_tokens
 from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult, ValueFault
-from workflow_composer.workflows.running.steps import each, run_step, together, tolerated
+from workflow_composer.workflows.running.steps import each, run_step, together, tolerated, unmet_by
 from workflow_composer.workflows.running.world import World
 
 _ROWS, _PARTS = "rows", "parts"
@@ -41,6 +41,10 @@ async def run_over_rows(step: Step, rows: AsyncIterable[RowOutcome], world: Worl
                 return StepResult(state="skipped", reason=f"not when: {step.when.text}")
         except ValueFault as fault:
             return tolerated(step, _wrong(fault), spot)
+    asked = [one for one in (reduce.group_by, reduce.keep) if one is not None]
+    needs = step.needs.union(*(one.needs for one in asked)) - {step.name}
+    if (unmet := unmet_by(needs, names)) is not None:  # steps of the run; those of a row are looked at row by row
+        return unmet
     taken = _Taken(reduce)
     number = 0
     async for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from workflow_composer.workflows.definition.model import Workflow
 from workflow_composer.workflows.running.one_question import Spot
@@ -12,6 +12,8 @@ from workflow_composer.workflows.running.results import RowOutcome, RowState, Sc
 from workflow_composer.workflows.running.steps import output_of, read_by, run_steps, steps_behind
 from workflow_composer.workflows.running.world import RowInputs, World
 
+_SHOWN = 5
+"""Items that a row's errors name of one step."""
 _WORST: tuple[RowState, ...] = ("failed", "stopped", "waiting", "partial", "done")
 
 
@@ -78,8 +80,15 @@ def _state(result: StepResult) -> RowState:
         return "stopped"
     if result.state == "waiting":
         return "waiting"
-    tolerated = result.state == "skipped" and result.kind is not None
-    return "partial" if tolerated or result.state == "withheld" else "done"
+    return "partial" if result.state == "withheld" or next(_tolerated(result), None) else "done"
+
+
+def _tolerated(result: StepResult) -> Iterator[StepResult]:
+    """Yield what failed of a step, its items and its inner steps, and was taken as null."""
+    if result.state == "skipped" and result.kind is not None:
+        yield result
+    for one in (*result.items, *result.inner.values()):
+        yield from _tolerated(one)
 
 
 def _error_of(result: StepResult) -> str:
@@ -88,4 +97,10 @@ def _error_of(result: StepResult) -> str:
         return f"the default stands for it: {result.reason}"
     if result.state in ("failed", "withheld", "not_run") or (result.state == "skipped" and result.kind is not None):
         return result.reason
-    return ""
+    told = []
+    for at, item in enumerate(result.items, 1):
+        if item.kind is not None and item.state in ("skipped", "done"):
+            what = "the default stands for item" if item.state == "done" else "item"
+            told.append(f"{what} {at} of {len(result.items)}: {item.reason}")
+    more = f" (and {len(told) - _SHOWN:,} more)" if len(told) > _SHOWN else ""
+    return "; ".join(told[:_SHOWN]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,8 +51,7 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
             for task in sorted(ended, key=lambda task: order.index(running[task])):
                 results[running.pop(task)] = task.result()
     finally:
-        for task in running:
-            task.cancel()
+        await _ended(running)
     return {name: results[name] for name in order}
 
 
@@ -70,10 +69,10 @@ async def run_step(step: Step, names: Scope, spot: Spot) -> StepResult:
 
 async def _attempted(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
     if step.when is not None and not step.per_item:
-        unmet = _unmet(step.when.needs - {step.name}, names) or _forbidden(step.when, names)
+        unmet = unmet_by(step.when.needs - {step.name}, names) or _forbidden(step.when, names)
         if unmet is not None:
             return unmet
-    if (unmet := _unmet(step.needs - {step.name}, names)) is not None:
+    if (unmet := unmet_by(step.needs - {step.name}, names)) is not None:
         return unmet
     if (person := _awaited(step.reads - {step.name}, names)) is not None:
         return person
@@ -99,7 +98,7 @@ def tolerated(step: Step, result: StepResult, spot: Spot) -> StepResult:
 # ---------------------------------------------------------------------------------------------------------- conditions
 
 
-def _unmet(needed: frozenset[str], names: Scope) -> StepResult | None:
+def unmet_by(needed: frozenset[str], names: Scope) -> StepResult | None:
     """Return what a step is that lacks a step which it needs; None: all are done."""
     missing = [(name, found) for name in sorted(needed) if (found := names.results.get(name)) and found.state != "done"]
     for states in (("failed", "withheld", "not_run"), ("skipped",)):
@@ -170,10 +169,21 @@ async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[S
 
     if count == 1:
         return [await do(0)]
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(count, _AT_ONCE)):
-            group.create_task(work())
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, _AT_ONCE))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await _ended(tasks)
     return [found[at] for at in range(count)]
+
+
+async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """End what is still running after an error of another one, or a cancellation."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _not_done(reading: Reading, items: Sequence[Any], names: Scope) -> set[int]:
@@ -196,7 +206,8 @@ async def _item(step: Step, loop: ForEach, names: Scope, spot: Spot, place: str)
         return unmet
     if step.body is not None:
         return await _repeated(step, names, spot, place)
-    inner = await run_steps(loop.steps, loop.order, names, replace(spot, prefix=f"{place}."))
+    ends = spot.ends if step.timeout is None else min(spot.ends, asyncio.get_running_loop().time() + step.timeout)
+    inner = await run_steps(loop.steps, loop.order, names, replace(spot, prefix=f"{place}.", ends=ends))
     return _whole(inner, {name: result.value for name, result in inner.items()}, inner)
 
 

@@ -7,12 +7,17 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflow_composer.fleet.file import load_fleet
+from workflow_composer.fleet.monitor import history, monitor
 from workflow_composer.fleet.monitor.history import DAY, CheckRecord, History, tokens_per_second, uptime
+from workflow_composer.fleet.monitor.report import report
+from workflow_composer.storage import lines as storage_lines
 from workflow_composer.storage.locks import locked
 
 NOW = 1e9
@@ -171,3 +176,86 @@ def test_tokens_per_second_come_from_the_last_two_checks_of_one_process():
 def test_the_file_is_its_owners(kept):
     kept.add([record(1)])
     assert kept.path.stat().st_mode & 0o077 == 0
+
+
+# ------------------------------------------------------------------------------------------------------ only the end
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The bytes that are read of ordered files."""
+    read, opened = [0], storage_lines.seekable
+
+    class Counted:
+        def __init__(self, path):
+            self.file = opened(path)
+            self.seek, self.tell = self.file.seek, self.file.tell
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def readline(self, most=-1):
+            line = self.file.readline(most)
+            read[0] += len(line)
+            return line
+
+    monkeypatch.setattr(storage_lines, "seekable", Counted)
+    return read
+
+
+def write_checks(path, count, every, servers=1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = '{{"time":{},"server":"s{}","outcome":"up","reason":"","running":1,"waiting":0,"cache":0.1,"tokens":5.0}}\n'
+    with path.open("w") as file:
+        file.writelines(line.format(NOW - (count - n) * every, n % servers) for n in range(count))
+
+
+def test_a_long_history_is_read_from_its_end(kept, counted):
+    """A day is read of a month as of two days: what status costs does not grow with the history."""
+    sizes = {}
+    for days in (2, 30):
+        write_checks(kept.path, days * 2880, 30.0)
+        counted[0] = 0
+        found = list(kept.recent(NOW - DAY))
+        assert len(found) == 2880
+        sizes[days] = counted[0]
+    assert sizes[30] < 1.5 * sizes[2]
+    assert sizes[30] < kept.path.stat().st_size / 10
+
+
+def test_of_200_000_checks_of_one_day_a_bounded_part_is_read(kept, counted):
+    write_checks(kept.path, 200_000, 0.4, servers=100)
+    found = list(kept.recent(NOW - DAY))
+    assert counted[0] <= history.MOST + (1 << 19)
+    assert found[-1].time == NOW - 0.4
+    assert [one.time for one in found] == sorted(one.time for one in found)
+    assert len(found) > 50_000
+    assert uptime([one for one in found if one.server == "s7"], NOW, reach=600).checked > 3600
+
+
+def test_status_reads_no_more_of_the_history_than_its_end(tmp_path, counted):
+    fleet_file = tmp_path / "fleet.yaml"
+    roles = {"s1": {"model": "m", "port": 8001}}
+    fleet_file.write_text(json.dumps({"registry": "registry", "state": "state", "roles": roles}))
+    fleet = load_fleet(fleet_file, {"HOME": str(tmp_path)})
+    path = monitor.history(fleet).path
+    write_checks(path, 60_000, 30.0)
+    lines = path.read_text().replace(f'"time":{NOW - 30.0}', f'"time":{time.time() - 30.0}')
+    path.write_text(lines)
+    counted[0] = 0
+    (line,) = report(fleet, {}, "here")
+    assert line.server == "s1"
+    assert 0 < counted[0] < path.stat().st_size / 20
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=300), st.integers(-10, 10_010))
+def test_the_recent_records_are_those_of_all_records(tmp_path_factory, times, since):
+    """Also where lines are damaged."""
+    kept = History(tmp_path_factory.mktemp("history") / "history.jsonl", days=7)
+    kept.add([CheckRecord(time=float(at), server="a", outcome="up") for at in sorted(times)])
+    with kept.path.open("ab") as file:
+        file.write(b"{damaged\n")
+    assert list(kept.recent(float(since))) == list(kept.records(float(since)))

@@ -127,3 +127,26 @@ async def test_a_group_of_which_no_row_fits_fails_and_the_others_stand(bench):
     assert "group B" in found.reason
     assert [one["value"] for one in found.value] == ["join [short]", None]
     assert [one for one in made.prompts if "join" in one] == ["join [short]"]
+
+
+async def test_what_needs_a_failed_step_of_the_run_is_not_run(bench):
+    made = bench(lambda model, prompt: ServerFailed("down") if prompt.startswith("S") else prompt)
+    flow = made.flow(
+        """
+        workflow: chain
+        inputs: {n: text}
+        steps:
+          s: {reduce: rows, prompt: "S{% for r in rows %}{{ r.n }}{% endfor %}", answer: {of: text}}
+          groups: {reduce: rows, group_by: s.of, prompt: "G{% for r in rows %}{{ r.n }}{% endfor %}"}
+          after: {prompt: "after {{ groups }}"}
+        output: {n: "{{ n }}"}
+        tables: {groups: groups}
+        """
+    )
+    _, results = await made.over(flow, {"n": "1"})
+    assert {name: result.state for name, result in results.items()} == {
+        "s": "failed",
+        "groups": "not_run",
+        "after": "not_run",
+    }
+    assert results["groups"].reason == "needs s, which failed"

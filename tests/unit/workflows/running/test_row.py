@@ -129,6 +129,47 @@ FAN = """
 """
 
 
+SKIPPED_ITEMS = """
+    workflow: items
+    inputs: {items: json}
+    steps:
+      a: {for_each: x in items, prompt: "{{ x }}", on_error: %s}
+    output: {a: "{{ a }}"}
+"""
+
+
+@pytest.mark.parametrize(("trouble", "value", "state"), [("skip", None, "partial"), ("{default: D}", "D", "done")])
+async def test_a_row_says_which_items_are_null_or_a_default(bench, trouble, value, state):
+    made = bench(lambda model, prompt: ServerFailed("down") if prompt == "q" else prompt)
+    outcome = await made.run(made.flow(SKIPPED_ITEMS % trouble), items=["p", "q", "r"])
+    assert (outcome.output["a"], outcome.state) == (["p", value, "r"], state)
+    (error,) = outcome.errors
+    assert "item 2 of 3: " in error
+
+
+async def test_an_error_of_the_journal_is_the_runs(bench):
+    """It is raised as it is, also out of a list, and nothing goes on meanwhile."""
+
+    class Full(Exception):
+        pass
+
+    made = bench(lambda model, prompt: prompt)
+
+    def keep(question, answer):
+        raise Full
+
+    made.keeper.keep = keep
+    with pytest.raises(Full):
+        await made.run(made.flow(SKIPPED_ITEMS % "skip"), items=["p", "q", "r"])
+
+
+async def test_an_empty_prompt_is_not_sent(bench):
+    made = bench(lambda model, prompt: prompt)
+    outcome = await made.run(made.flow(SKIPPED_ITEMS % "row"), items=[" ", "x"])
+    assert outcome.steps["a"].reason == "item 1 of 2: the prompt is empty"
+    assert made.prompts == ["x"]
+
+
 async def test_an_empty_list_is_done(bench):
     made = bench(lambda model, prompt: prompt)
     outcome = await made.run(made.flow(FAN % ""), items=[])
