@@ -233,13 +233,16 @@ class ModelError(WorkflowComposerError):
     ``model`` names the model once its run knows of the error. ``status`` is the HTTP status, if any; ``retry_after`` is the
     pause in seconds that the server requested, if any. ``sent`` is False if no connection was made in time. ``params`` are
     the fields that the server rejects as such, not for their value, and names apart from its error's text. ``failovers`` are
-    earlier attempts at other servers of the model.
+    earlier attempts at other servers of the model. ``code`` and ``field`` are what a server says of a request that it
+    rejects: its own code, and the field's name.
     """
 
     exit_code = 5
     retryable: ClassVar[bool] = False
     fallback: ClassVar[bool] = True
     model = ""
+    code: str | None = None
+    field: str | None = None
 
     def __init__(self, message: str, *, hint: str = "", status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -264,7 +267,9 @@ class ContextOverflow(ModelError):
 
 
 class AuthenticationFailed(ModelError):
-    """The key is missing, wrong or lacks a permission. No retry and no fallback, because they would hide the problem."""
+    """The key is missing, wrong or lacks a permission. The next candidate is tried if the profile allows it
+    (``fallback_on_auth``), and if it sees no more than this one.
+    """
 
     fallback = False
 
@@ -333,10 +338,13 @@ class OutOfResources(ModelError):
 
 
 class Unsupported(ModelError):
-    """The backend does not support a field of the request and does not ignore it silently. ``field`` names it, if known."""
+    """The model or its server does not support a field of the request and does not ignore it silently; another may.
+
+    ``field`` names it, if known. ``certain``: the server named it apart from its error's text, which may quote a client.
+    """
 
     fault: Fault = "caller"
-    field: str | None = None
+    certain = False
 
 
 class Unpaid(ModelError):
@@ -402,10 +410,13 @@ class StreamInterrupted(WorkflowComposerError):
 class AllCandidatesFailed(WorkflowComposerError, RuntimeError):
     """Every attempt failed. ``attempts`` lists them in order, each with its cause and its cost.
 
-    ``summary`` is the message without the causes.
+    ``summary`` is the message without the causes. ``retry_after`` is the shortest pause in seconds that a server asked for.
+    ``refusal`` is the last error about a field of the request.
     """
 
     exit_code = 5
+    retry_after: float | None = None
+    refusal: ModelError | None = None
 
     def __init__(self, message: str, *, attempts: Sequence[Attempt] = (), hint: str = "") -> None:
         self.summary = message

@@ -13,6 +13,7 @@ after its last request. No request sees a mix of both.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from workflow_composer.backends.base import Passed
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.streaming import StreamRun
@@ -32,12 +34,18 @@ from workflow_composer.plugins.sources import PluginSource
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.active_strategy import ActiveStrategy
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.runtime.resources import CLOUD_SECONDS, ResourceDetector, detect_strategy, unprobed
+from workflow_composer.runtime.resources import (
+    CLOUD_SECONDS,
+    OrchestratorStatus,
+    ResourceDetector,
+    detect_strategy,
+    unprobed,
+)
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
 from workflow_composer.support.places import STRATEGY_VARIABLE
-from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
+from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -212,18 +220,19 @@ class ModelOrchestrator(ActiveStrategy):
 
     async def aembed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         *,
         task_type: str = "embeddings",
         dimensions: int | None = None,
         **fields: Unpack[EmbeddingFields],
     ) -> Embeddings:
         """Return one vector per text from the first model of the plan, without fallback: vectors of two models cannot
-        be compared. Raises as `agenerate`.
+        be compared. A text may be a list of tokens, for servers that take them. Raises as `agenerate`.
         """
         active = self._active.acquire() or self._acquire()
         try:
-            request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
+            told = "\n".join(text if isinstance(text, str) else " ".join(map(str, text)) for text in texts)
+            request = self._request(active, told, {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
             trace = Trace(request.timeout, request.most_calls)
             plan: Plan | None = None
@@ -234,6 +243,29 @@ class ModelOrchestrator(ActiveStrategy):
                 found = await active.executor.embed(
                     plan.tiers[0].members[0].candidates[0], texts, request, trace, dimensions
                 )
+            except BaseException as error:
+                self._note(active, request, trace, started, plan=plan, error=error)
+                raise
+            self._note(active, request, trace, started, plan=plan, model=found.model)
+            return found
+        finally:
+            await active.release()
+
+    async def apass(self, path: str, body: Mapping[str, Any], **fields: Unpack[RequestFields]) -> Passed:
+        """Pass a request of a server's own API (``/tokenize``, ``/v1/rerank``) on to the server of the plan's first model.
+
+        ``path`` is below the server's API; with two slashes in front, beside it. Raises as `agenerate`.
+        """
+        active = self._active.acquire() or self._acquire()
+        try:
+            request = self._request(active, json.dumps(body), {"kind": "other", **fields})
+            started, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), None
+            try:
+                plan = active.plan(request)
+                if request.purse is not None:
+                    request = await active.executor.paid(plan, request, trace)
+                candidate = plan.tiers[0].members[0].candidates[0]
+                found = await active.executor.pass_on(candidate, path, body, request, trace)
             except BaseException as error:
                 self._note(active, request, trace, started, plan=plan, error=error)
                 raise

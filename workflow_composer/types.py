@@ -46,7 +46,6 @@ __all__ = [
     "LLMResponse",
     "Message",
     "ModelCall",
-    "OrchestratorStatus",
     "Relay",
     "RelaySource",
     "ResourceStatus",
@@ -78,7 +77,8 @@ def new_request_id() -> str:
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMRequest:
-    """A caller's request. Times in seconds. A ``completion`` continues the text of its only message.
+    """A caller's request. Times in seconds. A ``completion`` continues the text of its only message; ``other`` is a request
+    of a server's own API, which is passed on.
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
@@ -96,10 +96,11 @@ class LLMRequest:
     With ``relay`` the caller gets the answer's raw bytes if possible. Other fields that are not None reach the model or
     raise `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the number of characters
     of text in all messages, ``bulk`` with images too. ``allowed``: the only models it calls. ``private``: as with no cloud.
+    ``headers`` go to the server. ``adapts``: some messages (developers', reasoning) are of a kind not every server knows.
     """
 
     messages: tuple[Message, ...]
-    kind: Literal["chat", "completion", "embeddings"] = "chat"
+    kind: Literal["chat", "completion", "embeddings", "other"] = "chat"
     task_type: str = ANY_TASK
     model: str | None = None
     max_tokens: int | None = None
@@ -128,13 +129,18 @@ class LLMRequest:
     relay: Relay | None = field(default=None, compare=False)
     purse: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
+    headers: Mapping[str, str] | None = None
     query_length: int = field(init=False, compare=False, repr=False)
+    adapts: bool = field(init=False, compare=False, repr=False)
     bulk: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         length = more = 0
+        adapts = False
         for message in self.messages:
             content = message.get("content")
+            if message.get("role") == "developer" or "reasoning_content" in message:
+                adapts = True
             if isinstance(content, str):
                 length += len(content)
             else:
@@ -142,6 +148,7 @@ class LLMRequest:
                 more += _characters(content) - found
         object.__setattr__(self, "query_length", length)  # the class is frozen
         object.__setattr__(self, "bulk", length + more)
+        object.__setattr__(self, "adapts", adapts)
 
     def __repr__(self) -> str:
         said = [f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if one.repr and not self._is_default(one)]
@@ -174,6 +181,8 @@ class LLMRequest:
             "logprobs": self.logprobs or self.top_logprobs is not None,
             "vision": any(_shows_images(message) for message in self.messages),
         }
+        if self.kind == "other":
+            return frozenset()
         kind = "embeddings" if self.kind == "embeddings" else "chat"
         return frozenset([kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
 
@@ -278,6 +287,7 @@ class Chunk:
     model: str | None = None
     failovers: tuple[Attempt, ...] = ()
     reasoning: str = ""
+    stop: str = ""
 
     @property
     def carries_content(self) -> bool:
@@ -483,11 +493,15 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token, its log-probability (nats), and the most likely alternatives, best first."""
+    """One generated token, its log-probability (nats), and the most likely alternatives, best first.
+
+    ``bytes`` are those of the token, then of alternatives, whose text does not say them: each with the text.
+    """
 
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    bytes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 _TOO_LONG = frozenset({"length", "max_tokens", "model_length"})
@@ -506,6 +520,7 @@ class Sample:
 
     ``score`` is what a gate, a reward model or a judge thinks of it, where the backend has one; more is better.
     ``reasoning`` is what the model thought before, where its server tells that apart; it is no part of the answer.
+    ``stop`` is the stop sequence that ended it, where its server says so.
     """
 
     text: str
@@ -514,6 +529,7 @@ class Sample:
     logprobs: tuple[TokenLogprob, ...] | None = None
     score: float | None = None
     reasoning: str = ""
+    stop: str = ""
 
     def __repr__(self) -> str:
         said = [f"{one.name}={getattr(self, one.name)!r}" for one in fields(self)[1:] if getattr(self, one.name)]
@@ -580,21 +596,3 @@ class ResourceStatus:
     def age(self) -> float | None:
         """Seconds since the probe."""
         return None if self.probed_at is None else time.time() - self.probed_at
-
-
-@dataclass(frozen=True, slots=True)
-class OrchestratorStatus:
-    """The active strategy and the available resources. ``chosen_by`` is "argument", "environment", "detection" or "switch";
-    ``in_process`` names the models that the embedded engine runs in this process.
-    """
-
-    strategy: str
-    source: str
-    chosen_by: str
-    allow_cloud: bool
-    debug: bool
-    resources: ResourceStatus
-    routers: tuple[str, ...]
-    models: tuple[str, ...]
-    in_process: tuple[str, ...]
-    broken_plugins: tuple[str, ...]

@@ -166,7 +166,8 @@ class Relay:
 
     A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
     as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
-    client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
+    client requested the usage at the end of the stream; otherwise that event is dropped. ``continuous``: and with every
+    piece, from a server that can. ``keep``: the service also needs
     the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs, and ``delivery``
     says what has arrived of it. ``heard`` is when its last event came (`time.perf_counter`); infinite while its client takes
     no more.
@@ -175,6 +176,7 @@ class Relay:
     write: Callable[[bytes], None] | None = None
     usage: bool = False
     keep: bool = False
+    continuous: bool = False
     body: bytes | bytearray | None = None
     begun: bool = False
     source: RelaySource | None = None

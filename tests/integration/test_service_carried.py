@@ -17,7 +17,7 @@ FIELDS = [
     {"response_format": SCHEMA},
     {"seed": 7, "stop": ["a", "b"], "logit_bias": {"5": -100}, "temperature": 0.25, "top_p": 0.5, "max_tokens": 9},
     {"logprobs": True, "top_logprobs": 4, "n": 3, "presence_penalty": 0.5, "user": "ann"},
-    {"top_k": 5, "min_p": 0.1, "guided_json": {"type": "object"}, "chat_template_kwargs": {"think": [1, None]}},
+    {"top_k": 5, "structured_outputs": {"json": {"type": "object"}}, "chat_template_kwargs": {"think": [1, None]}},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, PICTURE]}]},
     {"messages": [{"role": "system", "content": "ü \u2028 \"", "name": "x"}, {"role": "user", "content": "hi", "extra": 1}]},
 ]  # fmt: skip

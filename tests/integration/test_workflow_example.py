@@ -26,11 +26,12 @@ def run(output, *more):
     return called("run", "-o", output, *more)
 
 
-def called(command, *more):
-    words = [sys.executable, "-m", "workflow_composer", "-s", "development", "workflow", command, FLOW, "--input", PROBLEMS]
+def called(command, *more, table=PROBLEMS, code=0):
+    words = [sys.executable, "-m", "workflow_composer", "-s", "development", "workflow", command, FLOW]
+    given = [] if table is None else ["--input", table]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    found = subprocess.run([*words, *more, "--json"], env=environ, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    found = subprocess.run([*words, *given, *more, "--json"], env=environ, capture_output=True, text=True, check=False)
+    assert found.returncode == code, found.stderr
     return json.loads(found.stdout)
 
 
@@ -69,3 +70,13 @@ def test_a_try_shows_rows_and_forecasts_the_whole_table():
     assert solve["dollars"]["mean"] == pytest.approx(6 * told["run"]["cost"])
     assert solve["calls"]["least"] <= solve["calls"]["mean"] <= solve["calls"]["most"]
     assert told["forecast"]["(all)"]["calls"]["mean"] == solve["calls"]["mean"]
+
+
+def test_the_workflow_has_a_test_of_its_own(tmp_path):
+    """As it is, and with a wrong expectation."""
+    test = FLOW.with_name("word_problems.test.yaml")
+    assert called("test", "--answers", test, table=None)["passed"]
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(test.read_text().replace("answer: 42", "answer: 43"))
+    told = called("test", "--answers", wrong, table=None, code=1)
+    assert told["differences"] == ["row 1: answer is 42, expected 43"]

@@ -122,6 +122,7 @@ MECHANISMS = {
     "method.start_server": set(),
     "fcntl": {"storage/locks.py"},
     "tempfile": {
+        "cli/workflow/scripted_test.py",
         "cli/workflow/try_out.py",
         "storage/lines.py",
         "storage/replacing.py",

@@ -10,11 +10,24 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, ModelCall
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall
+from workflow_composer.usage import NO_USAGE, Usage
 
 if TYPE_CHECKING:
     from workflow_composer.backends.http.egress import EgressPolicy
     from workflow_composer.config.strategy import ModelSpec, StrategyConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """What a server has answered to a request of its own API that was passed on to it. ``kind`` is the content type."""
+
+    body: bytes | bytearray
+    kind: str
+    model: str
+    usage: Usage = NO_USAGE
+    candidate: str = ""
+    failovers: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,7 +360,9 @@ class ReplayBackend:
 
     def _completion(self, recording: Recording, call: ModelCall, count: int) -> Completion:
         request = call.request
-        refused = [name for name in _REFUSED if getattr(request, name) is not None] + sorted(request.extra)
+        refused = [name for name in _REFUSED if getattr(request, name) is not None] + sorted(
+            set(request.extra) - {"metadata"}
+        )
         if refused:
             raise Unsupported(f"{self.name}: recordings do not support {', '.join(refused)}", hint="leave it out")
         question = next((" ".join(texts(m)) for m in reversed(request.messages) if m.get("role") == "user"), None)

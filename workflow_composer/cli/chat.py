@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from workflow_composer.config.strategy import ModelSpec, StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Plan
-    from workflow_composer.types import Attempt, EndpointStatus, LLMResponse, Message, OrchestratorStatus
+    from workflow_composer.runtime.resources import OrchestratorStatus
+    from workflow_composer.types import Attempt, EndpointStatus, LLMResponse, Message
 
 _COMMAND = re.compile(r"/([A-Za-z]+)(?:\s+(.*))?", re.DOTALL)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

@@ -136,6 +136,11 @@ class StrategyConfig(ProfilePart):
         description="Models to try, in this order, if the task's own model fails: a list, or the keys `primary` and "
         "`secondary`.",
     )
+    fallback_on_auth: bool = Field(
+        default=True,
+        description="Whether the next model is tried if a server refuses a model's key (401, 403). After a local model, "
+        "only local ones are tried: they see no more than it would have.",
+    )
     models: Catalogue = frozen_mapping("Name -> model: the catalogue.")
     tiers: Tiers = frozen_mapping("Name -> tier of a cascade, cheap ones first.")
     routers: Routers = Field(

@@ -99,8 +99,9 @@ class Trace:
 
     The request must end within ``timeout`` seconds (None: no limit), that is, when the clock (`time.perf_counter`) reaches
     ``ends``. ``waited`` is the time in seconds spent in model calls and in pauses between them, which is all time that is
-    not the orchestrator's overhead. ``calls_left`` is the number of samples that its calls may still
-    ask for. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote; ``skipped`` says of each tier
+    not the orchestrator's overhead. ``calls_left`` is the number of samples that its calls may still ask for. ``retry_at``
+    is when the first server that asked for a pause may be asked again, and ``refusal`` the last error about a field of the
+    request. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote; ``skipped`` says of each tier
     that was not run, by its number, why.
     """
 
@@ -114,6 +115,8 @@ class Trace:
         "blamed",
         "calls_left",
         "ends",
+        "refusal",
+        "retry_at",
         "skipped",
         "tiers",
         "waited",
@@ -130,6 +133,8 @@ class Trace:
         self.calls_left = math.inf if most_calls is None else most_calls
         self.blamed: tuple[CircuitBreaker, ...] = ()
         self.ends = math.inf if timeout is None else clock() + timeout
+        self.retry_at: float | None = None
+        self.refusal: ModelError | None = None
         self.attempts: list[Attempt] = []
         self.tiers: list[TierResult] = []
         self.skipped: Mapping[int, str] = _NONE_SKIPPED

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.backends.base import Passed
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -56,10 +57,13 @@ class PlanExecutor:
         timeouts: Timeouts | None = None,
         observer: CallObserver | None = None,
         local_only: bool = False,
+        fallback_on_auth: bool = True,
         embedding: Callable[[], Candidate] | None = None,
     ) -> None:
         self._embedding = embedding or _no_embedding
-        self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only)
+        self._models = Models(
+            endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only, fallback_on_auth
+        )
 
     def run(self, plan: Plan, request: LLMRequest, trace: Trace, *, paid: bool = False) -> Coroutine[Any, Any, Outcome]:
         """Run ``plan`` and return its outcome. ``paid``: its cost is reserved already.
@@ -240,7 +244,12 @@ class PlanExecutor:
         raise run.exhausted()
 
     async def embed(
-        self, candidate: Candidate, texts: Sequence[str], request: LLMRequest, trace: Trace, dimensions: int | None = None
+        self,
+        candidate: Candidate,
+        texts: Sequence[str | Sequence[int]],
+        request: LLMRequest,
+        trace: Trace,
+        dimensions: int | None = None,
     ) -> Embeddings:
         """Embed with this model only, with retries: vectors of different models cannot be compared."""
         run = self.member_run(0, Tier.of((candidate,)), request, trace)
@@ -257,6 +266,20 @@ class PlanExecutor:
                     cost_known=all(attempt.priced for attempt in trace.attempts),
                     cost_estimated=any(attempt.estimated for attempt in trace.attempts),
                 )
+        raise run.exhausted()
+
+    async def pass_on(
+        self, candidate: Candidate, path: str, body: Mapping[str, Any], request: LLMRequest, trace: Trace
+    ) -> Passed:
+        """Pass a request of a server's own API on to this model's server only, with retries."""
+        run = self.member_run(0, Tier.of((candidate,)), request, trace)
+        while run.next():
+            try:
+                found = await run.passed(path, body)
+            except ModelError as error:
+                await run.failed(error)
+            else:
+                return replace(found, candidate=candidate.name)
         raise run.exhausted()
 
     # ------------------------------------------------------------------------------- shared with the run of a stream

@@ -8,17 +8,20 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from workflow_composer.backends.base import Passed
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
+    AuthenticationFailed,
     BudgetExceeded,
     BudgetReserved,
     ContextOverflow,
     DeadlineExceeded,
     LocalModelUnavailable,
     ModelError,
+    RateLimited,
     ServerFailed,
     Unpaid,
     Unsupported,
@@ -27,7 +30,16 @@ from workflow_composer.execution.call import REST, Call, Endpoint, Trace
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
 from workflow_composer.support.fast_dataclass import changed
-from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMRequest, ModelCall, Timeouts, Verdict
+from workflow_composer.types import (
+    Attempt,
+    Chunk,
+    Completion,
+    Embeddings,
+    LLMRequest,
+    ModelCall,
+    Timeouts,
+    Verdict,
+)
 from workflow_composer.usage import Sending
 
 
@@ -74,7 +86,7 @@ class RetryPolicy:
 class Models:
     """The models of one snapshot by name, with the retry policy, timeouts and observer of their calls.
 
-    ``local_only``: the profile forbids cloud models.
+    ``local_only``: the profile forbids cloud models. ``fallback_on_auth``: the next model is tried if a key is refused.
     """
 
     endpoints: Mapping[str, Endpoint]
@@ -82,6 +94,7 @@ class Models:
     timeouts: Timeouts
     observer: CallObserver | None
     local_only: bool = False
+    fallback_on_auth: bool = True
 
     def exhausted(self, trace: Trace, first: int, why: str = "") -> AllCandidatesFailed:
         """Return the error for a tier whose attempts, those of the request from ``first`` on, all failed.
@@ -93,10 +106,14 @@ class Models:
             return DeadlineExceeded("the request timed out", attempts=attempts, hint="raise its timeout")
         count = len(attempts) - first
         summary = f"no model answered after {count} attempt{'' if count == 1 else 's'}" + (f": {why}" if why else "")
+        kind = AllCandidatesFailed
         if self.local_only:
-            hint = f"the profile forbids cloud models, so nothing was sent to one; {hint}"
-            return LocalModelUnavailable(summary, attempts=attempts, hint=hint)
-        return AllCandidatesFailed(summary, attempts=attempts, hint=hint)
+            kind, hint = LocalModelUnavailable, f"the profile forbids cloud models, so nothing was sent to one; {hint}"
+        error = kind(summary, attempts=attempts, hint=hint)
+        error.refusal = trace.refusal
+        if trace.retry_at is not None:
+            error.retry_after = max(0.0, trace.retry_at - time.perf_counter())
+        return error
 
 
 class Abandoned(Exception):  # no error: the call was ended on purpose
@@ -148,6 +165,8 @@ class MemberRun:
         self._trace = trace
         self._tried = 0
         self._too_short = -1
+        self._limited: dict[int, tuple[float, int]] | None = None
+        self._local_only = False
         self.unpaid: BudgetExceeded | None = None
         self._first_attempt = len(trace.attempts)
         temperature = request.temperature if member.temperature is None else member.temperature
@@ -223,20 +242,42 @@ class MemberRun:
             if purse is not None and purse.calls:
                 purse.over(self)
 
-    async def embed(self, texts: Sequence[str], dimensions: int | None) -> Embeddings:
+    async def embed(self, texts: Sequence[str | Sequence[int]], dimensions: int | None) -> Embeddings:
         """Make one call for embeddings. Raises `ModelError`."""
         purse = self._request.purse
         if purse is not None and self._trace.attempts:
-            await self._cover(purse, LLMRequest.of("\n".join(texts), kind="embeddings"))
+            await self._cover(purse, self._request)
         try:
             with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="embeddings") as call:
                 wanted: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
                 if getattr(self.endpoint.backend, "tells_sending", False):
                     wanted["sending"] = call.asked.sending
+                    if self._request.extra or self._request.headers:
+                        wanted["request"] = self._request
+                else:
+                    _refuse_tokens(self.candidate, texts, self._request)
                 if call.asked.request.private and getattr(self.endpoint.backend, "keeps_private", False):
                     wanted["private"] = True
-                found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
+                found = await self.endpoint.backend.embed(cast("Sequence[str]", texts), timeout=call.seconds, **wanted)
                 call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
+                return found
+        finally:
+            if purse is not None and purse.calls:
+                purse.over(self)
+
+    async def passed(self, path: str, body: Mapping[str, Any]) -> Passed:
+        """Make one call of a server's own API. Raises `ModelError`."""
+        purse = self._request.purse
+        if purse is not None and self._trace.attempts:
+            await self._cover(purse, self._request)
+        try:
+            with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="answer") as call:
+                ask = getattr(self.endpoint.backend, "passed", None)
+                if ask is None:
+                    raise Unsupported(f"{self.candidate.name} has no server to which {path.lstrip('/')} could be passed on")
+                found: Passed = await ask(path, body, self._request, timeout=call.seconds, sending=call.asked.sending)
+                call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
+                call.cost = self.endpoint.price.cost(found.usage)
                 return found
         finally:
             if purse is not None and purse.calls:
@@ -266,20 +307,24 @@ class MemberRun:
         """Handle a failed call: return when the next one may start, or raise ``error`` if fallback cannot fix it.
 
         If only the tier asked for log-probabilities and the model does not support them, the call is repeated without them.
+        A candidate at its rate limit is asked again only if no other answers.
         """
         if self.asked.sending is not None:
             self.asked.sending.clear()
-        if isinstance(error, Unsupported) and self._tier.logprobs is not None and self.asked is self._planned:
-            bare = shown_to(self._member, replace(self._tier, logprobs=None), self._request)
-            self.asked = replace(self._planned, request=bare)
+        if isinstance(error, Unsupported) and self._asks_alone(error):
+            plain = changed(self._planned.request, logprobs=False, top_logprobs=self._request.top_logprobs)
+            self.asked = replace(self._planned, request=plain)
             return
         self.asked = self._planned
         error.model = self.candidate.name
-        if not (error.fallback or error.retryable):
-            raise error
         candidates, trace = self._member.candidates, self._trace
+        self._note(error)
+        refused_key = isinstance(error, AuthenticationFailed) and self._models.fallback_on_auth
+        if not (error.fallback or error.retryable or refused_key):
+            raise error
         if isinstance(error, ContextOverflow):
             self._too_short = max(self._too_short, candidates[self.position].context_length or 0)
+        self._local_only = self._local_only or (refused_key and candidates[self.position].local)
         following = self._following()
         pause = self._models.retry.pause(
             error,
@@ -287,22 +332,55 @@ class MemberRun:
             others_left=following < len(candidates),
             time_left=min(trace.left, self._models.timeouts.total),
         )
-        if pause is not None:
+        if pause is not None and isinstance(error, RateLimited):
+            self._limited = {**(self._limited or {}), self.position: (time.perf_counter() + pause, self._tried)}
+        elif pause is not None:
             await self._wait(pause)
             return
-        if not error.fallback:
+        if following >= len(candidates) and self._limited:
+            await self._come_back(self._limited)
+            return
+        if not error.fallback and (not refused_key or following >= len(candidates)):
             raise error
         self.position, self._tried = following, 0
         observer = self._models.observer
         if observer is not None and following < len(candidates) and not trace.over and trace.attempts:
             observer.on_fallback(self._request, trace.attempts[-1], candidates[following])
 
+    def _asks_alone(self, error: Unsupported) -> bool:
+        """Whether an unsupported field is one that only the tier asks for: log-probabilities to judge the answer by."""
+        shown = self.asked.request
+        return (
+            self.asked is self._planned
+            and error.field in (None, "logprobs", "top_logprobs")
+            and (shown.logprobs, shown.top_logprobs) != (self._request.logprobs, self._request.top_logprobs)
+            and not self._request.logprobs
+        )
+
+    def _note(self, error: ModelError) -> None:
+        """Keep what the request's error will say if nothing answers: when to come back, and which field was refused."""
+        trace = self._trace
+        if error.retry_after is not None:
+            at = time.perf_counter() + error.retry_after
+            trace.retry_at = at if trace.retry_at is None else min(at, trace.retry_at)
+        if error.field is not None:
+            trace.refusal = error
+
+    async def _come_back(self, limited: dict[int, tuple[float, int]]) -> None:
+        """Wait for the candidate at its rate limit that may be asked first, and select it again."""
+        position = min(limited, key=limited.__getitem__)
+        ready, tried = limited.pop(position)
+        self.position, self._tried = position, tried
+        await self._wait(max(0.0, ready - time.perf_counter()))
+
     def _following(self) -> int:
-        """Return the next position whose model's context is not known to be too short for the prompt."""
+        """Return the next position whose model may be asked: not known to have too short a context for the prompt, and local
+        if the key of a local one was refused.
+        """
         candidates = self._member.candidates
         for position in range(self.position + 1, len(candidates)):
             length = candidates[position].context_length
-            if length is None or length > self._too_short:
+            if (length is None or length > self._too_short) and (candidates[position].local or not self._local_only):
                 return position
         return len(candidates)
 
@@ -318,6 +396,15 @@ class MemberRun:
         if self.unpaid is not None and (not self._trace.over or isinstance(self.unpaid, BudgetReserved)):
             return self.unpaid
         return self._models.exhausted(self._trace, self._first_attempt)
+
+
+def _refuse_tokens(candidate: Candidate, texts: Sequence[str | Sequence[int]], request: LLMRequest) -> None:
+    """Raise `Unsupported` for tokens in place of texts, and for fields of servers, where there is no server."""
+    if request.extra or not all(isinstance(text, str) for text in texts):
+        field = next(iter(request.extra), "input")
+        error = Unsupported(f"{candidate.name} takes texts only, without {', '.join(request.extra) or 'lists of tokens'}")
+        error.field = field
+        raise error
 
 
 def used_by(trace: Trace) -> tuple[float, int]:

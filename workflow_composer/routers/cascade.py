@@ -11,7 +11,7 @@ from pydantic import Field
 from workflow_composer.answers.form import AnswerForm, Comparison, OutputForm
 from workflow_composer.config.cloud_names import CASCADE_TARGET
 from workflow_composer.config.profile_models import as_written
-from workflow_composer.errors import ConfigError, ProfileError, RoutingError
+from workflow_composer.errors import ConfigError, ProfileError, RoutingError, Unsupported
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
 from workflow_composer.plan import Candidate, Drawing, Grouping, Measure, Plan, Stopping, Tier, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described, gives_no_logprobs
@@ -151,9 +151,36 @@ class CascadeRouter(KindRouter):
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Return the plan of the request's routing string; None if it has none. Raises `MarkerError` if it is malformed."""
         target = self.target(request)
-        if target is None or not (is_routing_string(target) or target == CASCADE_TARGET) or request.kind != "chat":
+        if target is None or not (is_routing_string(target) or target == CASCADE_TARGET):
             return None
-        return self.route_plan(self._whole() if target == CASCADE_TARGET else target, request, resources)
+        route = self._whole() if target == CASCADE_TARGET else target
+        return (
+            self.route_plan(route, request, resources)
+            if request.kind == "chat"
+            else self._unvoted(route, request, resources)
+        )
+
+    def _unvoted(self, route: str, request: LLMRequest, resources: ResourceStatus) -> Plan:
+        """Return a plan that asks the route's models in turn until one answers, for what cannot be voted on or judged.
+
+        Raises `Unsupported` if the caller named the route: it would not get what it asked for.
+        """
+        what = {"completion": "raw completions", "embeddings": "embeddings"}.get(request.kind, "such requests")
+        if request.model is not None:
+            error = Unsupported(
+                f"{route} votes on or judges answers to chats, and {what} are neither voted on nor judged",
+                hint="name a model, or send a chat",
+            )
+            error.field = "model"
+            raise error
+        if request.kind == "embeddings":
+            missing = RoutingError(f"task {request.task_type!r} is routed to {route}, which gives no embeddings")
+            missing.public = f"no model is set for the task {request.task_type!r}"
+            raise missing
+        tiers = parse_route(route, self._declared).tiers
+        candidates = [candidate for tier in tiers for candidate in tier.candidates]
+        reason = f"{described(request, route)}; {what} are not judged, so its first model that answers is taken"
+        return self.single_tier(*self.usable(candidates, request, resources), reason)
 
     def route_plan(self, route: str, request: LLMRequest, resources: ResourceStatus) -> Plan:
         """Return the plan of a routing string, or of a model's name (one greedy answer)."""

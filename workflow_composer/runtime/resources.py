@@ -328,3 +328,21 @@ def _nothing(
         + found,
         hint=hint,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorStatus:
+    """The active strategy and the available resources. ``chosen_by`` is "argument", "environment", "detection" or "switch";
+    ``in_process`` names the models that the embedded engine runs in this process.
+    """
+
+    strategy: str
+    source: str
+    chosen_by: str
+    allow_cloud: bool
+    debug: bool
+    resources: ResourceStatus
+    routers: tuple[str, ...]
+    models: tuple[str, ...]
+    in_process: tuple[str, ...]
+    broken_plugins: tuple[str, ...]

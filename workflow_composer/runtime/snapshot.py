@@ -35,6 +35,7 @@ from workflow_composer.execution.breaker import CircuitBreaker
 from workflow_composer.execution.call import Endpoint, not_own
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
+from workflow_composer.markers import is_routing_string
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import BUILTIN, PluginRegistry, Provided, shown
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
@@ -92,7 +93,14 @@ class Snapshot:
         """Return the candidates for a target, best first. Raises `RoutingError` for an unknown name."""
         found = self._candidates.get(target)
         if found is None:
-            specs = self.config.resolve(target)
+            try:
+                specs = self.config.resolve(target)
+            except RoutingError as error:
+                if is_routing_string(target):
+                    error.public = (
+                        f"no router of this profile takes routing strings such as {target!r} (cascade is not in it)"
+                    )
+                raise
             found = self._candidates[target] = tuple(self.endpoints[spec.name].candidate for spec in specs)
         return found
 
@@ -282,6 +290,7 @@ def build(
         timeouts=Timeouts(config.timeouts.connect, config.timeouts.first_token, config.timeouts.total),
         observer=observer,
         local_only=not config.allow_cloud,
+        fallback_on_auth=config.fallback_on_auth,
         embedding=lambda: snapshot.embedding(),  # noqa: PLW0108  # made below
     )
     snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ), registry)

@@ -23,6 +23,7 @@ from workflow_composer.server.failures import (
     is_for_the_log,
 )
 from workflow_composer.server.gate import WebGate
+from workflow_composer.server.requests import unpacked
 from workflow_composer.types import new_request_id
 
 Routes = Mapping[tuple[str, str], Handler]
@@ -40,7 +41,11 @@ def report_failure(report: Report, request_id: str, error: BaseException, status
 
 
 class App:
-    """Dispatches exchanges to a table of handlers. ``gate`` raises if a request's headers suffice to refuse it."""
+    """Dispatches exchanges to a table of handlers. ``gate`` raises if a request's headers suffice to refuse it.
+
+    The path of a route that ends with a slash is the start of paths; all such starts have the same length. ``longest`` is
+    the most bytes of a body, unpacked.
+    """
 
     def __init__(
         self,
@@ -52,11 +57,15 @@ class App:
         access: Report | None = None,
         gate: Callable[[Exchange], object] | None = None,
         pages: WebGate | None = None,
+        longest: int = 32 * 2**20,
     ) -> None:
         self._gate = gate
         self._access = access
         self._pages = pages or WebGate()
-        self._routes = routes
+        self._longest = longest
+        self._routes = {place: handler for place, handler in routes.items() if not place[1].endswith("/")}
+        self._below = {place: handler for place, handler in routes.items() if place[1].endswith("/")}
+        self._reach = max((len(path) for _, path in self._below), default=0)
         self._dialects = dialects
         self._usual = usual
         self._report = report
@@ -68,11 +77,13 @@ class App:
         """Return the response, also for errors. Raises only CancelledError."""
         exchange.request_id = new_request_id()
         method = "GET" if exchange.method == "HEAD" else exchange.method  # the sender leaves the body out
-        handler = self._routes.get((method, exchange.path))
+        handler = self._routes.get((method, exchange.path)) or self._below.get((method, exchange.path[: self._reach]))
         reply: Reply | None
         try:
             if self._pages.keyless or "origin" in exchange.headers:
                 exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
+            if "content-encoding" in exchange.headers and exchange.body:
+                exchange.body = await unpacked(exchange.body, exchange.headers["content-encoding"], self._longest)
             reply = self._other(exchange) if handler is None else await handler(exchange)
         except Exception as error:  # noqa: BLE001  # any fault of a handler becomes an error response
             reply = self._failed(exchange, error)
@@ -100,7 +111,8 @@ class App:
         try:
             method = "GET" if exchange.method == "HEAD" else exchange.method
             exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
-            if (method, exchange.path) not in self._routes:
+            known = (method, exchange.path) in self._routes or (method, exchange.path[: self._reach]) in self._below
+            if not known:
                 reply = self._other(exchange)
             elif self._gate is not None:
                 self._gate(exchange)
@@ -117,7 +129,7 @@ class App:
 
     def _other(self, exchange: Exchange) -> Reply:
         """Raise 404 for an unknown path, 405 with the allowed methods for a known one; answer OPTIONS."""
-        methods = self._paths.get(exchange.path)
+        methods = self._paths.get(exchange.path) or self._paths.get(exchange.path[: self._reach])
         if methods is None and exchange.path != "*":
             near = exchange.path.rstrip("/")
             hint = f"did you mean {near}?" if near in self._paths else "see /openapi.json"

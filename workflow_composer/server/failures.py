@@ -152,7 +152,8 @@ def failure_of(error: BaseException) -> HttpFailure:
             if wait is None and status in (429, 503):
                 wait = RETRY_SOON
             field = getattr(error, "field", None)
-            return HttpFailure(status, _said(error), type=name, code=code, param=field, retry_after=wait)
+            told = getattr(error, "code", None) if status == 400 else None
+            return HttpFailure(status, _said(error), type=name, code=told or code, param=field, retry_after=wait)
     return HttpFailure(500, _INTERNAL, type=SERVER, code="internal_error")
 
 
@@ -167,18 +168,23 @@ def interruption_of(error: BaseException) -> HttpFailure:
 def _all_failed(error: AllCandidatesFailed) -> HttpFailure:
     """Return the common error if all candidates failed alike, else 503."""
     kinds = {attempt.error_type for attempt in error.attempts if attempt.error_type}
+    wait = RETRY_SOON if error.retry_after is None else error.retry_after
     if kinds and kinds <= {"RateLimited", "QuotaExhausted"}:
         code = "rate_limit_exceeded"
-        return HttpFailure(429, _said(error), type="rate_limit_error", code=code, retry_after=RETRY_SOON)
+        return HttpFailure(429, _said(error), type="rate_limit_error", code=code, retry_after=wait)
     if kinds == {"ContextOverflow"}:
         return HttpFailure(400, _said(error), code="context_length_exceeded")
     if kinds == {"ModelNotFound"}:
         return HttpFailure(404, _said(error), code="model_not_found")
     if kinds == {"Unsupported"}:
-        return HttpFailure(400, _said(error), code="unsupported_parameter")
+        refusal = error.refusal
+        code, field = (
+            ("unsupported_parameter", None) if refusal is None else (refusal.code or "unsupported_parameter", refusal.field)
+        )
+        return HttpFailure(400, _said(error), code=code, param=field)
     if kinds == {"CallTimeout"}:
-        return HttpFailure(504, _said(error), type=SERVER, code="timeout", retry_after=RETRY_SOON)
-    return HttpFailure(503, _said(error), type=SERVER, code="model_unavailable", retry_after=RETRY_SOON)
+        return HttpFailure(504, _said(error), type=SERVER, code="timeout", retry_after=wait)
+    return HttpFailure(503, _said(error), type=SERVER, code="model_unavailable", retry_after=wait)
 
 
 # ------------------------------------------------------------------------------------------------ what clients are told

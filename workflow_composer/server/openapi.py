@@ -7,11 +7,13 @@ from importlib.metadata import version
 from typing import Any
 
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
-from workflow_composer.server.api import chat, completions, embeddings, messages, responses
+from workflow_composer.server.api import chat, completions, embeddings, message_form, response_form
 from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.forms import LONGEST_NAME, Form
 from workflow_composer.server.api.json_wire import encode
-from workflow_composer.server.api.schemas import BOOLEAN, TEXT, Schema, nullable, record
+from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS
+from workflow_composer.server.api.passing import FORM as PASSED
+from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, TEXT, Schema, nullable, record
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 # -------------------------------------------------------------------------------------------------------------- describing
@@ -80,9 +82,9 @@ def _paths() -> Schema:
     return {
         "/v1/chat/completions": {"post": _asking("Create a chat completion", chat.FORM, "chat.completion")},
         "/v1/completions": {"post": _asking("Create a text completion", completions.FORM, "text_completion")},
-        "/v1/responses": {"post": _asking("Create a response (OpenAI Responses)", responses.FORM, "response")},
+        "/v1/responses": {"post": _asking("Create a response (OpenAI Responses)", response_form.FORM, "response")},
         "/v1/messages": {
-            "post": _asking("Create a message (Anthropic Messages)", messages.FORM, None, error="AnthropicError")
+            "post": _asking("Create a message (Anthropic Messages)", message_form.FORM, None, error="AnthropicError")
         },
         "/v1/embeddings": {"post": _operation("Create embeddings", embeddings.FORM, {"object": {"const": "list"}})},
         "/v1/feedback": {
@@ -92,6 +94,11 @@ def _paths() -> Schema:
         "/v1/models": {
             "get": _operation("List the values of `model`", None, {"object": {"const": "list"}, "data": {"type": "array"}})
         },
+        "/v1/models/{model}": {
+            "get": _operation("Get one value of `model`", None, {"id": TEXT}, parameters=[_in_path("model")])
+        },
+        COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
+        **{path: {"post": _passing(path)} for path in PATHS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
         "/ready": {"get": _plain("Check that a model is available", {"ready": BOOLEAN}, 503)},
         "/metrics": {"get": _other("Get the metrics in Prometheus' text format", "text/plain")},
@@ -147,10 +154,24 @@ def _asking(summary: str, body: Form, kind: str | None, *, error: str = "Error")
     }
 
 
-def _operation(summary: str, body: Form | None, answer: Schema, *more: int) -> Schema:
+def _passing(path: str) -> Schema:
+    summary = f"Passed on to the model's server: {path}"
+    content: Schema = {"application/json": {"schema": {}}, "application/octet-stream": {"schema": {}}}
+    answers = {"200": {"description": "As the server answers", "content": content}, **_failures("Error")}
+    return {"summary": summary, "security": [{"key": []}, {}], "requestBody": _body(PASSED), "responses": answers}
+
+
+def _in_path(name: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": TEXT}
+
+
+def _operation(
+    summary: str, body: Form | None, answer: Schema, *more: int, parameters: list[Schema] | None = None
+) -> Schema:
     return {
         "summary": summary,
         "security": [{"key": []}, {}],
+        **({"parameters": parameters} if parameters else {}),
         **({} if body is None else {"requestBody": _body(body)}),
         "responses": {"200": _json(record(answer, *answer)), **_failures("Error", *more)},
     }

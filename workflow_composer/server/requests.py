@@ -1,11 +1,15 @@
-"""Limits of HTTP requests, and what their first lines say."""
+"""Limits of HTTP requests, what their first lines say, and bodies that clients have compressed (``Content-Encoding``)."""
 
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
+
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.support.large_json import LARGE, apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +66,56 @@ def path_and_query(target: bytes) -> tuple[str, str]:
         return path.decode("ascii"), query.decode("ascii")
     except UnicodeDecodeError:
         raise BadTarget("the request target is not valid text") from None
+
+
+# ------------------------------------------------------------------------------------------- bodies that are compressed
+
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+ACCEPTED = "gzip, deflate"
+_STEP = 64 * 1024
+_RATIO, _SMALL = 100, 2**20
+"""A body may unpack to this many times its size, and to this many bytes in any case: text is never packed more tightly, and
+a small body must not take much memory.
+"""
+
+
+async def unpacked(body: bytes | bytearray, encoding: str, longest: int) -> bytes | bytearray:
+    """Return a body as it was before it was compressed. Raises `HttpFailure` 400, 413 or 415.
+
+    ``encoding`` is the header: names in the order in which they were applied.
+    """
+    names = [name.strip().lower() for name in encoding.split(",")]
+    names = [name for name in names if name not in ("", "identity")]
+    for name in names:
+        if name not in _WINDOWS:
+            message = f"the content encoding {name[:40]!r} is not supported; send {ACCEPTED}, or the body as it is"
+            raise HttpFailure(415, message, code="unsupported_content_encoding")
+    if len(names) > 2:
+        raise HttpFailure(415, "the body is compressed more than twice", code="unsupported_content_encoding")
+    for name in reversed(names):
+        most = min(longest, max(_SMALL, _RATIO * len(body)))
+        if len(body) > LARGE // 8:  # text may be eight times as long
+            body = await apart(_inflated, body, name, most)
+        else:
+            body = _inflated(body, name, most)
+    return body
+
+
+def _inflated(body: bytes | bytearray, name: str, most: int) -> bytearray:
+    window = _WINDOWS[name]
+    if name == "deflate" and (body[0] & 0x0F != 8 or int.from_bytes(body[:2], "big") % 31):
+        window = -zlib.MAX_WBITS  # some clients leave out zlib's header
+    inflater = zlib.decompressobj(window)
+    found = bytearray()
+    try:
+        data: bytes | bytearray = body
+        while data and not inflater.eof:
+            found += inflater.decompress(data, _STEP)
+            data = inflater.unconsumed_tail
+            if len(found) > most:
+                raise HttpFailure(413, f"the unpacked request body is larger than {most} bytes")
+    except zlib.error as error:
+        raise HttpFailure(400, f"the request body is not {name}: {error}") from None
+    if not inflater.eof:
+        raise HttpFailure(400, f"the request body is not {name}: it ends too early")
+    return found

@@ -45,6 +45,7 @@ from workflow_composer.server.api.completion_handler import Accounts, Admission,
 from workflow_composer.server.api.completions import CompletionsDialect
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
+from workflow_composer.server.api.passing import COUNT, PATHS, Passing
 from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.app import App, report_failure
 from workflow_composer.server.auth.callers import Callers
@@ -338,7 +339,8 @@ def app_of(
         environ,
     )
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
-    for group in (catalogue, parts.observing, admin, dashboard):
+    passing = Passing(parts.orchestrator, parts.accounts, parts.admission)
+    for group in (catalogue, passing, parts.observing, admin, dashboard):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing(settings.most_calls)
     keyless = parts.callers.keyless
@@ -350,9 +352,9 @@ def app_of(
             parts.callers.operator(exchange)
         elif exchange.path == "/v1/feedback":
             parts.callers.of(exchange)
-        elif exchange.path.startswith("/v1/") and parts.accounts.keys is not None:
+        elif (exchange.path.startswith("/v1/") or exchange.path in PATHS) and parts.accounts.keys is not None:
             parts.accounts.keys.identify(presented(exchange.headers))
 
-    return App(
-        routes, dialects, chat, log.warning, access=log.event if settings.access_log else None, gate=gate, pages=pages
-    )
+    dialects[COUNT] = dialects["/v1/messages"]  # whose errors it has
+    access = log.event if settings.access_log else None
+    return App(routes, dialects, chat, log.warning, access=access, gate=gate, pages=pages, longest=settings.max_body)

@@ -18,7 +18,7 @@ Schema = type[V] | Mapping[str, Any] | Sequence[Any] | str
 class PlainFields(TypedDict, total=False):
     """Fields that every method takes."""
 
-    kind: Literal["chat", "completion", "embeddings"]
+    kind: Literal["chat", "completion", "embeddings", "other"]
     task_type: str
     model: str | None
     max_tokens: int | None
@@ -43,6 +43,7 @@ class PlainFields(TypedDict, total=False):
     most_calls: int | None
     context: str | Sequence[str] | None
     metadata: Mapping[str, Any]
+    headers: Mapping[str, str] | None
     relay: Any
     purse: Any
     request_id: str
@@ -76,6 +77,7 @@ class EmbeddingFields(TypedDict, total=False):
     private: bool
     most_calls: int | None
     extra: Mapping[str, Any]
+    headers: Mapping[str, str] | None
     metadata: Mapping[str, Any]
     purse: Any
     request_id: str

@@ -23,7 +23,7 @@ from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.types import ANY_TASK
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
-from workflow_composer.workflows.keeping.gate import Asker, CallGate
+from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
@@ -102,6 +102,40 @@ class RunOptions:
                 raise InputError(f"{option}: the workflow has no step {name!r}", hint=hint)
 
 
+@dataclass(slots=True)
+class AskedAgain:
+    """What a run will ask again, by step; ``scale`` is the share of rows that were looked at, inverted.
+
+    ``following`` answers (with their dollars) may be asked again too, if what they follow from turns out differently.
+    """
+
+    scale: float = 1.0
+    counts: RunCounts = field(default_factory=RunCounts)
+    following: int = 0
+    following_cost: float = 0.0
+
+    def follow(self, keeper: RowKeeper) -> None:
+        """Count what may follow in a row, if something is asked again in it."""
+        for entry in keeper.unvisited():
+            self.following += 1
+            self.following_cost += float(entry.fields.get("cost") or 0.0)
+
+    def told(self) -> list[str]:
+        """Return lines for people: steps, numbers, reasons and prices; empty if nothing is asked again."""
+        about = "" if self.scale == 1.0 else "about "
+        lines = []
+        for path, counts in self.counts.items():
+            number = sum(counts.why.values())
+            if number:
+                why = ", ".join(counts.why)
+                price = f", about ${counts.again_cost * self.scale:.4g}" if counts.again_cost else ""
+                lines.append(f"{path}: {about}{round(number * self.scale)} asked again ({why}){price}")
+        if lines and self.following:
+            price = f", about ${self.following_cost * self.scale:.4g}" if self.following_cost else ""
+            lines.append(f"up to {round(self.following * self.scale)} more answers follow from these{price}")
+        return lines
+
+
 class _RowPace(Limiter):
     """As many rows at a time as calls may be under way."""
 
@@ -177,6 +211,7 @@ class WorkflowRun:
             people=OpenQuestions(self.journal, now),
             purse=RunPurse(self.account),
             gate=self.gate,
+            once=OneAtATime(),
             folder=workflow.folder,
             stopped=self.stopped,
             room=self._room,
@@ -244,6 +279,20 @@ class WorkflowRun:
                 watcher.cancel()
             await asyncio.to_thread(self.journal.sync)
         return await self._finish()
+
+    async def changes(self, most: int = 1000) -> AskedAgain:
+        """Find out what the run will ask although the journal has an answer to an earlier question; asks nothing.
+
+        Of a table with more than ``most`` rows, as many are looked at, spread over it, and the numbers are scaled.
+        """
+        rows = len(self.source)
+        chosen = frozenset(at * rows // most for at in range(most)) if rows > most else None
+        rules, found = self._rules(), AskedAgain(rows / most if chosen is not None else 1.0)
+        for row in self.source.rows((lambda number: True) if chosen is None else chosen.__contains__):
+            keeper = self._keeper(row.id, replace(rules(row.number), asks=False), found.counts)
+            await run_row(self.workflow, row, replace(self.world, keeper=keeper))
+            found.follow(keeper)
+        return found
 
     async def _watch(self, cancel: asyncio.Event, kill: asyncio.Event) -> None:
         """After ``cancel``, let no call start, and end those under way a little later."""

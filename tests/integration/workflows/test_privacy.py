@@ -227,10 +227,12 @@ SECRETS = ("123-45-6789", "Ann")
 def test_g36_nothing_private_in_what_stays_behind(desk):
     note = "SSN 123-45-6789 Ann Lee"
     desk.small.says("one " + note, lambda call: Said(status=422, error=call.raw.decode()))
-    desk.small.says("two " + note, f"I think that {note} is 60", "still Ann Lee", "again 123-45-6789")
+    desk.small.says("two " + note, {"age": note}, {"age": "Ann"}, {"age": "still " + note})
     desk.table(rows("one " + note, "two " + note, "three " + note))
-    desk.small.says("three", "60")
-    desk.file(HEAD + '  s: {prompt: "age of {{ note }}", answer: number}\n' + "output: {id: '{{ id }}', s: '{{ s }}'}\n")
+    desk.small.says("three", {"age": 60})
+    desk.file(
+        HEAD + '  s: {prompt: "age of {{ note }}", answer: {age: number}}\n' + "output: {id: '{{ id }}', s: '{{ s }}'}\n"
+    )
     ran = desk.run().ended(SOME_FAILED)
     assert ran.states[2] == "done"
     assert [secret for secret in SECRETS if secret in ran.said or secret in ran.output.read_text()] == []

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from tests.paths import DATA
-from workflow_composer.answers import Question, reader
+from workflow_composer.answers import AnswerForm, Question, reader
 
 GSM8K = DATA / "openai+grade-school-math" / "grade_school_math" / "data"
 MATH = DATA / "QwenLM+Qwen2.5-Math" / "evaluation" / "data" / "eval_rm_maj_example" / "math_cot_100.jsonl.gz"
@@ -37,7 +37,7 @@ async def test_grade_school_solutions_are_graded_as_their_authors_did():
 async def test_solutions_of_mathematics_are_graded_and_voted_on_as_their_authors_did():
     """All but one of 800 verdicts agree: they took 10000 for wrong where the label is ``10{,}000``. Majority@8 is .93."""
     pytest.importorskip("math_verify")
-    rows, one = lines(MATH), reader()
+    rows, one = lines(MATH), reader(AnswerForm(limit=60.0))  # not the reader of other tests, whose counts it would have
     differ, majority = [], 0
     for row in rows:
         answers = [one.read(text) for text in row["code"]]

@@ -156,17 +156,16 @@ async def test_events_are_read_however_the_bytes_arrive(server, local):
     ("reply", "error", "delivered"),
     [
         (Reply.stream("a", "b", die_after=2), ServerUnreachable, ["a"]),
-        (Reply.stream("a", "b", finish=None), ServerUnreachable, ["a", "b"]),
+        (Reply.stream("a", "b", finish=None, done=False), ServerUnreachable, ["a", "b"]),
         (Reply(events=(b'{"error": {"message": "engine died", "code": 500}}',)), ServerFailed, []),
         (Reply(events=(b'{"error": {"message": "slow down", "code": 429}}',)), RateLimited, []),
         (Reply(events=(b"garbage",)), ServerFailed, []),
         (Reply(events=(b"[]",)), ServerFailed, []),
-        (Reply.chat("no stream"), ServerFailed, []),
         (Reply.error(503), ServerFailed, []),
     ],
 )
 async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, error, delivered):
-    """After whatever had arrived; a stream without a finish reason is not complete."""
+    """After whatever had arrived; a stream without a finish reason and without the end marker is not complete."""
     server.script(reply)
     texts: list[str] = []
 
@@ -179,11 +178,10 @@ async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, e
     assert texts == delivered
 
 
-async def test_an_answer_that_is_no_stream_is_a_failure_and_leaves_its_connection_in_step(server, local):
+async def test_an_answer_that_is_no_stream_is_one_piece_and_leaves_its_connection_in_step(server, local):
     """It is read to its end, so the next call may use the same one."""
     server.script(Reply.chat("no stream"))
-    with pytest.raises(ServerFailed, match="is not a stream"):
-        await collect(local, call())
+    assert [(piece.text, piece.finish_reason) for piece in await collect(local, call())] == [("no stream", "stop")]
     assert (await local.complete(call())).samples
     assert server.connections == 1
 

@@ -8,7 +8,6 @@ from workflow_composer.backends.fake import Delay
 from workflow_composer.backends.pricing import Price
 from workflow_composer.errors import (
     AllCandidatesFailed,
-    AuthenticationFailed,
     BadRequest,
     ContextOverflow,
     DeadlineExceeded,
@@ -61,9 +60,9 @@ class TestFallback:
         outcome = await b.executor.run(one_tier(b), ASK, b.trace)
         assert (outcome.candidate.name, b.names_tried(), b.observer.fallbacks) == ("a", ["a", "a"], [])
 
-    @pytest.mark.parametrize("error", [BadRequest("no"), AuthenticationFailed("no"), EgressDenied("no")])
+    @pytest.mark.parametrize("error", [BadRequest("no"), EgressDenied("no")])
     async def test_what_no_other_can_mend_ends_the_request_at_once(self, bench, fake, error):
-        """A bad request, a wrong key and a forbidden host are tried once and nowhere else."""
+        """A bad request and a forbidden host are tried once and nowhere else."""
         b = bench(fake("a", error), fake("b", "4"))
         with pytest.raises(type(error)):
             await b.executor.run(one_tier(b), ASK, b.trace)

@@ -38,7 +38,7 @@ async def test_vectors_come_with_their_model_and_with_a_warning_for_what_was_lef
     assert headers["x-workflow-composer-warning"].startswith("user ")
 
 
-@pytest.mark.parametrize("body", [{}, {"input": [1, 2]}, {"input": ""}, {"input": "a", "colour": 1}])
+@pytest.mark.parametrize("body", [{}, {"input": [1, -2]}, {"input": ""}, {"input": "a", "colour": 1}])
 async def test_a_refused_request_for_vectors_gives_its_place_back(catalogue, given, body):
     for _ in range(3):  # there is one place
         with pytest.raises(HttpFailure) as caught:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.backends.embedded import engine as embedded_engine
 from workflow_composer.backends.embedded.engine import Checkpoint, Engine, Piece
 from workflow_composer.backends.http.client import Limit
+from workflow_composer.backends.openai.adapting import suited
 from workflow_composer.errors import BadRequest, CallTimeout, ModelError, ServerFailed, ServerUnreachable, Unsupported
 from workflow_composer.support.installing import install_command
 from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, LLMRequest, Message, ModelCall, Usage
@@ -46,7 +47,7 @@ def fields_of(call: ModelCall, engine: Engine) -> dict[str, Any]:
     temperature = request.temperature if call.temperature is None else call.temperature
     _check_numbers(request, temperature)
     _refuse(request, sampled=bool(temperature))
-    fields = dict(request.extra)
+    fields = {name: value for name, value in request.extra.items() if name != "metadata"}
     if "logit_bias" in fields:
         fields["logit_bias"] = _logit_bias(fields["logit_bias"], engine.checkpoint.vocabulary)
     if temperature and not fields.get("top_k"):
@@ -54,7 +55,7 @@ def fields_of(call: ModelCall, engine: Engine) -> dict[str, Any]:
     return {
         **fields,
         **_format(request.response_format, engine),
-        "messages": _messages(request.messages),
+        "messages": _messages(_suited(request)),
         "temperature": temperature or 0.0,
         "top_p": request.top_p,
         "max_tokens": request.max_tokens,
@@ -64,9 +65,14 @@ def fields_of(call: ModelCall, engine: Engine) -> dict[str, Any]:
     }
 
 
+def _suited(request: LLMRequest) -> Sequence[Message]:
+    """Return the messages without roles and fields that chat templates do not know."""
+    return suited(request.messages, developers=False, thoughts=False) if request.adapts else request.messages
+
+
 def _refuse(request: LLMRequest, *, sampled: bool) -> None:
     refused = [name for name in ("tools", "tool_choice") if getattr(request, name) is not None]
-    refused += sorted(set(request.extra) - _EXTRA)
+    refused += sorted(set(request.extra) - _EXTRA - {"metadata"})
     if refused:
         raise Unsupported(f"the embedded engine does not support {', '.join(refused)}", hint=_HINT)
     if request.seed is not None and sampled:
@@ -86,7 +92,7 @@ def _check_numbers(request: LLMRequest, temperature: float | None) -> None:
             raise BadRequest(f"{name} is {value!r}; it must be {allowed}")
 
 
-def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if not messages:
         raise BadRequest("messages is empty")
     return [_message(message, number) for number, message in enumerate(messages)]

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.base import BackendContext, Passed
 from workflow_composer.backends.http.client import Limit, Stream
 from workflow_composer.backends.http.connection import BOUNDS, bounds_of
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
-from workflow_composer.backends.openai import wire
+from workflow_composer.backends.openai import adapting, shapes, wire
+from workflow_composer.backends.openai.relaying import STREAM_SIGNS, headers_of
 from workflow_composer.backends.openai.server import OpenAIServer, Secrets
 from workflow_composer.backends.replicas.observer import Readings, ServerObserver, probe
 from workflow_composer.errors import (
@@ -47,11 +50,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_REFUSED = (BadRequest, Unsupported)
+"""Errors of a request that a server rejects, perhaps only for a field that this package added."""
+
+_SIGNS = (b"data: ", b"data:{", b"event:")
+_REMEMBERED = 600.0
+"""Seconds for which it is believed that a model lacks something; its server may be started again with other options."""
+
 _ONE_AT_A_TIME = frozenset({"api.anthropic.com", "api.deepseek.com"})
 """Hosts that return one answer per call, whatever ``n`` is (Anthropic: "must be exactly 1"; DeepSeek has no ``n``)."""
 
 _IGNORED = {"api.anthropic.com": ("seed", "logprobs", "top_logprobs", "response_format")}
 """Fields that a host documents as ignored: https://docs.anthropic.com/en/api/openai-sdk"""
+
+_DEVELOPERS = ("api.openai.com", "api.anthropic.com", ".openai.azure.com")
+"""Hosts, or their ends, that know messages of developers."""
+_THOUGHTS = ("api.deepseek.com", "api.moonshot.ai", "api.moonshot.cn", "api.z.ai", "openrouter.ai")
+"""Hosts in the cloud that take earlier reasoning back; others refuse what they do not know."""
 
 _TEXT, _LOGPROBS = {"size": 2**20, "values": 100_000}, {"size": 32 * 2**20, "values": 8_000_000}
 _VECTOR = {"size": 512 * 2**10, "values": 20_000}
@@ -73,9 +88,14 @@ class OpenAICompatibleBackend:
         self._model = spec.model
         self._server = OpenAIServer(spec, context)
         self._observer = ServerObserver(self._server.ask, self._server.url)
+        self._suits = {
+            "developers": self._server.host.endswith(_DEVELOPERS),
+            "thoughts": spec.local or self._server.host in _THOUGHTS,
+        }
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
+        self._lacks: Mapping[str, float] = {}
         self._report, self._told = context.report, False
         self.relays: bool = self._several and self._server.direct
         self.tells_sending = self.keeps_private = True
@@ -83,6 +103,8 @@ class OpenAICompatibleBackend:
     def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
         """Return ``call.samples`` answers. The caller must bound the time of a relayed one, as the executor does."""
         relay = call.request.relay
+        if self._lacks:
+            self._refuse_lacking(call.request)
         if relay is None or not self.relays:
             return self._sampled(call)
         return self._draw(call, samples=call.samples) if relay.write is None else self._relayed(call, relay)
@@ -90,25 +112,22 @@ class OpenAICompatibleBackend:
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece; the last piece may carry only the usage."""
         self._refuse_ignored(call.request)
+        if self._lacks:
+            self._refuse_lacking(call.request)
         clock = _Clock(call.timeouts)
         body = {
             **wire.chat_body(call, draw=call.first_sample),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
-        sending, bulk, private = call.sending, call.request.bulk, call.request.private
+        if call.request.adapts:
+            body["messages"] = adapting.suited(call.request.messages, **self._suits)
+        secrets = Secrets(call.request)
         with self._limit_by(clock):
-            wire.reword(body, self._words, call.request)
-            try:
-                stream = await self._server.open(
-                    path, body, secrets, connect=connect, sending=sending, bulk=bulk, private=private
-                )
-            except BadRequest as error:
-                again = partial(
-                    self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk, private=private
-                )
-                stream = await self._in_other_words(error, body, call.request, again)
+            stream = await self._opened(call, body, secrets)
+        if stream.whole is not None:
+            yield await self._at_once(stream.whole.body, secrets, body["model"])
+            return
         finished, size = False, 0
         try:
             async with aclosing(self._events(stream, clock, secrets)) as events:
@@ -125,34 +144,67 @@ class OpenAICompatibleBackend:
                             raise too_long
                         finished = finished or chunk.finish_reason is not None
                         yield chunk
+        except ServerUnreachable:
+            if not finished:  # a finish reason is the end, whatever becomes of the connection
+                raise
         finally:
             await stream.close()
-        if not finished:
+        if not finished and clock.started and clock.ended:  # the end marker, without a reason
+            yield Chunk(finish_reason="stop")
+        elif not finished:
             raise ServerUnreachable(f"{self._server.label.name}: the stream ended before the answer was complete")
+
+    async def _opened(self, call: ModelCall, body: dict[str, Any], secrets: Secrets) -> Stream | ProxiedStream:
+        path, sending, bulk = wire.PATHS[call.request.kind], call.sending, call.request.bulk
+        connect, more = call.timeouts.connect, headers_of(call)
+        private = call.request.private
+        begin = partial(
+            self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk, more=more, private=private
+        )
+        adapting.reword(body, self._words, call.request)
+        try:
+            return await begin()
+        except _REFUSED as error:
+            return await self._in_other_words(error, body, call.request, begin)
 
     async def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         *,
         timeout: float,
         dimensions: int | None = None,
         sending: Sending | None = None,
+        request: LLMRequest | None = None,
         private: bool = False,
     ) -> Embeddings:
-        """Return one vector per text."""
+        """Return one vector per text or list of tokens; ``request`` has further fields of the body, and headers."""
         if not texts:
             return Embeddings(vectors=(), model=self._model or self.name)
-        body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
+        body: dict[str, Any] = {
+            "input": list(texts),
+            "encoding_format": "float",
+            **({} if request is None else request.extra),
+        }
+        secrets = [text for text in texts if isinstance(text, str)]
+        more = None if request is None else request.headers
         if dimensions is not None:
             body["dimensions"] = dimensions
         with self._limit(timeout, "the vectors"):
             bounds, bulk = bounds_of(len(texts), **_VECTOR), sum(map(len, texts))
             answer = await self._server.send(
-                "/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending, bulk=bulk, private=private
+                "/embeddings",
+                body,
+                secrets,
+                connect=timeout,
+                bounds=bounds,
+                sending=sending,
+                bulk=bulk,
+                more=more,
+                private=private,
             )
 
         def read() -> Embeddings:
-            data = self._server.read_json(answer.body, texts)
+            data = self._server.read_json(answer.body, secrets)
             return self._server.understood(
                 lambda found: wire.embeddings_of(found, count=len(texts), model=body["model"]), data
             )
@@ -161,6 +213,29 @@ class OpenAICompatibleBackend:
             return read()
         quick = await apart(wire.quick_embeddings, answer.body, count=len(texts), model=body["model"])
         return await apart(read) if quick is None else quick
+
+    async def passed(
+        self, path: str, body: Mapping[str, Any], request: LLMRequest, *, timeout: float, sending: Sending | None = None
+    ) -> Passed:
+        """Send a request of the server's own API to it as it is, but for the model's name; return what it answers."""
+        if path.startswith("//") and not (self._server.direct or request.private):
+            raise Unsupported(f"{self.name}: {path[1:]} is not sent through a proxy", hint="name a model without one")
+        with self._limit(timeout, "the answer"):
+            answer = await self._server.send(
+                path,
+                dict(body),
+                Secrets(request),
+                connect=timeout,
+                bounds=bounds_of(1, **_LOGPROBS),
+                sending=sending,
+                bulk=request.bulk,
+                more=request.headers,
+                private=request.private,
+            )
+        kind, usage = answer.headers.get("content-type", "application/json"), NO_USAGE
+        if "json" in kind and len(answer.body) <= LARGE:
+            usage = wire.usage_of(self._server.read_json(answer.body, Secrets(request)).get("usage"))
+        return Passed(body=answer.body, kind=kind, model=self._model or self.name, usage=usage)
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Return whether the server answers and, if it is local, serves the model. Never raises."""
@@ -187,12 +262,16 @@ class OpenAICompatibleBackend:
 
         path = wire.PATHS[call.request.kind]
         body = wire.chat_body(call, samples=call.samples, draw=call.first_sample)
+        if call.request.adapts:
+            body["messages"] = adapting.suited(call.request.messages, **self._suits)
         body["stream"] = True
-        body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
-        wire.reword(body, self._words, call.request)
+        body["stream_options"] = {"include_usage": True}
+        if relay.continuous:
+            body["stream_options"]["continuous_usage_stats"] = True
+        adapting.reword(body, self._words, call.request)
         try:
             return await relayed(self._server, path, call, body)
-        except BadRequest as error:
+        except _REFUSED as error:
             if relay.begun:
                 raise
             return await self._in_other_words(error, body, call.request, lambda: relayed(self._server, path, call, body))
@@ -209,7 +288,7 @@ class OpenAICompatibleBackend:
             return await self._draw_singly(call, call.samples)
         try:
             first = await self._draw(call, samples=call.samples)
-        except BadRequest:
+        except _REFUSED:
             if call.samples == 1:
                 raise
             # The server may reject only `n`. Otherwise, the single calls fail with the same error.
@@ -238,23 +317,37 @@ class OpenAICompatibleBackend:
         bulk, private = request.bulk, request.private
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
+        if request.adapts:
+            body["messages"] = adapting.suited(request.messages, **self._suits)
         if self._words:
-            wire.reword(body, self._words, call.request)
+            adapting.reword(body, self._words, call.request)
         bounds = BOUNDS
         if request.logprobs or request.top_logprobs is not None:
             bounds = bounds_of(samples, **_LOGPROBS)
         elif samples > 1:
             bounds = bounds_of(samples, **_TEXT)
+        more = None if request.headers is None else headers_of(call, draw)
         try:
             answer = await server.send(
-                path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, private=private
+                path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, more=more, private=private
             )
-        except BadRequest as error:
+        except _REFUSED as error:
             again = partial(
-                server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, private=private
+                server.send,
+                path,
+                body,
+                secrets,
+                connect=connect,
+                bounds=bounds,
+                sending=sending,
+                bulk=bulk,
+                more=more,
+                private=private,
             )
             answer = await self._in_other_words(error, body, request, again)
         content = answer.body
+        if content[:6] in _SIGNS:  # a stream that nobody asked for
+            content = await apart(shapes.joined, bytes(content), server.label.name)
         if len(content) > LARGE:
             found, content = await apart(self._read, content, secrets, body["model"])
         else:
@@ -268,6 +361,15 @@ class OpenAICompatibleBackend:
             request.relay.body = content
         return found
 
+    async def _at_once(self, content: bytes | bytearray, secrets: Secrets, model: str) -> Chunk:
+        """Return an answer that was asked for as a stream and came whole, or as a stream that is not called so."""
+        if content.lstrip().startswith(STREAM_SIGNS):
+            content = await apart(shapes.joined, bytes(content), self._server.label.name)
+        found, _ = await apart(self._read, content, secrets, model)
+        sample = found.samples[0]
+        chunk = Chunk(sample.text, sample.finish_reason or "stop", sample.tool_calls, sample.logprobs or (), found.usage)
+        return replace(chunk, model=found.model, reasoning=sample.reasoning, stop=sample.stop)
+
     def _read(self, content: bytes | bytearray, secrets: Secrets, model: str) -> tuple[Completion, bytes | bytearray]:
         """Decode a large response, in a thread; return it and its bytes as strict JSON."""
         done = wire.quick_completion(content, model=model)
@@ -278,7 +380,7 @@ class OpenAICompatibleBackend:
     # ------------------------------------------------------------------------------------------ adapting to the server
 
     async def _in_other_words(
-        self, refusal: BadRequest, body: dict[str, Any], request: LLMRequest, send: Callable[[], Awaitable[T]]
+        self, refusal: BadRequest | Unsupported, body: dict[str, Any], request: LLMRequest, send: Callable[[], Awaitable[T]]
     ) -> T:
         """Send ``body`` again with the fields that the server's error asks for; re-raise the error if it asks for none.
 
@@ -286,21 +388,32 @@ class OpenAICompatibleBackend:
         which may repeat anything that a client wrote.
         """
         words = learned = self._words
-        while (lesson := wire.lesson_of(refusal.message, refusal.params, body, request)) is not None:
+        while (lesson := adapting.lesson_of(refusal.message, refusal.params, body, request)) is not None:
             words |= {lesson.change}
             learned |= {lesson.change} if lesson.certain else frozenset()
-            wire.reword(body, words, request)
+            adapting.reword(body, words, request)
             try:
                 answer = await send()
-            except BadRequest as error:
+            except _REFUSED as error:
                 refusal = error
             else:
                 self._words |= learned
-                if wire.NO_TEMPERATURE in words and not self._told:
+                if adapting.NO_TEMPERATURE in words and not self._told:
                     self._told = True
                     self._report(f"{self.name}: the server takes no temperature, so the plan's is not sent")
                 return answer
+        if isinstance(refusal, Unsupported) and refusal.certain and refusal.field is not None:
+            self._lacks = {**self._lacks, refusal.field: time.monotonic()}
         raise refusal
+
+    def _refuse_lacking(self, request: LLMRequest) -> None:
+        """Raise `Unsupported` for a field that the model's server has said not long ago that it does not support."""
+        for field, at in self._lacks.items():
+            if time.monotonic() - at < _REMEMBERED and adapting.asks_for(request, field):
+                said = f"{self.name} does not support what {field} asks for; its server has said so not long ago"
+                error = Unsupported(said, hint="leave it out, or use another model", status=400)
+                error.field = field
+                raise error
 
     # ------------------------------------------------------------------------------------------------------ the stream
 
@@ -316,6 +429,7 @@ class OpenAICompatibleBackend:
                 if number % _TOGETHER == 0:
                     await asyncio.sleep(0)
                 if event.startswith(DONE):
+                    clock.ended = True
                     await _drain(stream)
                     return
                 if len(event) <= LARGE:
@@ -354,7 +468,7 @@ class _Clock:
         self._timeouts = timeouts
         self._first = now + timeouts.first_token
         self._total = now + timeouts.total
-        self.started = False
+        self.started = self.ended = False
 
     @property
     def deadline(self) -> float:

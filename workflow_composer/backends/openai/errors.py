@@ -32,6 +32,7 @@ from workflow_composer.errors import (
     RateLimited,
     ServerFailed,
     ServerUnreachable,
+    Unsupported,
 )
 from workflow_composer.support.scarcity import lacking, without_network
 
@@ -49,6 +50,39 @@ _OVERFLOW = re.compile(
 )
 _QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance is too low|billing_", re.IGNORECASE)
 _FIELD = re.compile(r"param|field|argument|extra|unsupported|unknown|unrecogni[sz]ed|invalid_request", re.IGNORECASE)
+_NOT = r"(?:not|n't|no longer|only|unavailable|unknown)\b.{0,40}"
+# What a model or its server cannot do, by the field of the request that asks for it. First those with a text of their own,
+# which is the whole message and so quotes nobody; then whatever says so in other words.
+_LACKING: tuple[tuple[str, bool, re.Pattern[str]], ...] = tuple(
+    (field, certain, re.compile(pattern, re.IGNORECASE | re.DOTALL))
+    for field, certain, pattern in (
+        ("tools", True, r'\W*(?:auto|required|named|none)?"? ?tool.choice requires --'),  # vLLM
+        ("tools", True, r"tools? param requires --jinja"),  # llama.cpp
+        ("tools", True, r"[\w./:-]+ does not support tools$"),  # Ollama
+        ("messages", True, r"[\w./:-]+ is not a multimodal model"),  # vLLM
+        ("messages", True, r"at most 0 (?:image|audio|video)\(?s?\)? may be provided"),  # vLLM
+        ("messages", True, r"(?:image|audio) input is not supported"),  # llama.cpp
+        ("tools", False, r"--tool-call-parser|--jinja flag"),
+        (
+            "tools",
+            False,
+            r"\b(?:tools?|functions?)\b(?:[ _](?:use|choice|call(?:s|ing)?))?['\"`]?.{0,30}\b(?:is|are|does|do|not)\b"
+            rf".{{0,3}}{_NOT}(?:support|enabl|allow|permit)",
+        ),
+        ("tools", False, r"(?:not|n't) (?:support|allow)\w* (?:the use of )?(?:tools?|functions?)\b"),
+        ("logprobs", False, r"log_?prob\w*['\"`]?.{0,40}\bnot\b.{0,20}(?:support|enabl|allow|permit|available)"),
+        ("logprobs", False, r"(?:not|n't) (?:support|allow|return)\w* (?:the )?(?:top_)?log_?prob"),
+        ("messages", False, r"(?:not|n't) (?:support|accept|allow)\w* (?:any )?(?:images?|audio|vision|multi.?modal)\b"),
+        ("messages", False, r"\bimages?(?:_url)?\b['\"`]?.{0,30}\b(?:is|are)\b.{0,3}(?:not|only) support"),
+        ("messages", False, r"unknown variant `?image_url|missing data required for image input"),
+        ("response_format", False, r"response_format\b.{0,60}\b(?:not|n't|unavailable)\b"),
+        ("response_format", False, r"(?:not|n't) support\w* (?:the )?(?:structured outputs?|json.?schema|json mode)"),
+        ("reasoning_effort", False, r"(?:not|n't) support\w* (?:thinking|reasoning)\b"),
+    )
+)
+_FIELD_CODES = frozenset({"unsupported_parameter", "unsupported_value"})
+_SIMPLE = re.compile(r"[A-Za-z_][\w.\[\]-]{0,99}")
+"""A code or the name of a field that clients may be told as it is."""
 _KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
 _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
 
@@ -109,16 +143,55 @@ def from_reply(status: int, headers: Mapping[str, str], body: object, server: Se
             hint=f"set base_url to the address it redirects to; curl -I {server.url}/models",
             status=status,
         )
-    failure = _error_for(status, headers, f"{code} {_BODY.sub('', said)}", message, server)
+    plain = _BODY.sub("", said)
+    failure = _error_for(status, headers, f"{code} {plain}", message, server)
     failure.params = _params(body)
+    if status in _LACKING_STATUSES and isinstance(failure, (BadRequest, ServerFailed)):
+        failure = _told(failure, body, plain[: 4 * MESSAGE_LENGTH])
     return failure
+
+
+_LACKING_STATUSES = frozenset({400, 422, 500, 501})
+
+
+def _told(failure: ModelError, body: object, said: str) -> ModelError:
+    """Return the error of a rejected request with code and field; `Unsupported` if a model or server lacks something."""
+    code, param = _code_and_param(body)
+    field, certain = (param, True) if code in _FIELD_CODES and param else (None, False)
+    if field is None:
+        found = ((name, sure) for name, sure, form in _LACKING if (form.match if sure else form.search)(said))
+        field, certain = next(found, (None, False))
+    if field is not None:
+        lacking = Unsupported(failure.message, hint="leave it out, or use another model", status=failure.status)
+        lacking.field, lacking.code, lacking.certain, lacking.params = field, code, certain, failure.params
+        return lacking
+    if isinstance(failure, BadRequest):
+        failure.code, failure.field = code, param
+    return failure
+
+
+def _code_and_param(body: object) -> tuple[str | None, str | None]:
+    """Return what an error body says in ``code`` and ``param``, where these are plain names."""
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            return None, None
+    error = body.get("error", body) if isinstance(body, Mapping) else None
+    if not isinstance(error, Mapping):
+        return None, None
+    found = [
+        one if isinstance(one := error.get(name), str) and _SIMPLE.fullmatch(one) else None for name in ("code", "param")
+    ]
+    return found[0], found[1]
 
 
 def from_stream(event: Mapping[str, Any], server: Server, secrets: Iterable[str]) -> ModelError:
     """Return the error for an error object in place of an answer: in a stream, or with status 200."""
-    error = event.get("error", event)
-    code = error.get("code") if isinstance(error, Mapping) else None
-    status = code if isinstance(code, int) and 300 <= code < 600 else 500
+    error = event.get("error") or event
+    said = [error.get(name) for name in ("code", "status", "status_code")] if isinstance(error, Mapping) else []
+    codes = (int(one) if isinstance(one, str) and len(one) == 3 and one.isdecimal() else one for one in said)
+    status = next((code for code in codes if isinstance(code, int) and 300 <= code < 600), 500)
     return from_reply(status, {}, event, server, secrets)
 
 

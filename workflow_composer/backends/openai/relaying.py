@@ -17,7 +17,7 @@ import msgspec
 from workflow_composer.backends.http.client import Limit
 from workflow_composer.backends.http.connection import BOUNDS, Connection, TooLong
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
-from workflow_composer.backends.openai import errors, wire
+from workflow_composer.backends.openai import errors, shapes, wire
 from workflow_composer.backends.openai.server import Secrets
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import AnswerTooLong, CallTimeout, ModelError, ServerFailed, ServerUnreachable
@@ -55,6 +55,7 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
                 sink=pump,
                 sending=call.sending,
                 bulk=call.request.bulk,
+                more=headers_of(call),
                 private=call.request.private,
             )
     except ModelError as error:
@@ -68,7 +69,10 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     _raise_reported(server, pump, secrets)
     label = server.label
     if not streams:
-        raise ServerFailed(f"{label.name}: the response to a streaming request is not a stream")
+        if not answer.body.lstrip().startswith(STREAM_SIGNS):
+            return _at_once(server, answer.body, relay, secrets, model=str(body["model"]))
+        pump.feed(bytes(answer.body))
+        _raise_reported(server, pump, secrets)
     if not pump.whole:
         raise ServerUnreachable(f"{label.name}: the stream ended before the answer was complete")
     if not pump.works:
@@ -77,6 +81,36 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     return Completion(
         samples=(pump.sample(),), usage=pump.delivery.usage or NO_USAGE, model=pump.model or str(body["model"])
     )
+
+
+STREAM_SIGNS = (b"data:", b"event:", b": ")
+"""How the body of an event stream begins, whatever its headers say."""
+
+
+def headers_of(call: ModelCall, draw: int = 0) -> Mapping[str, str] | None:
+    """Return the headers that travel with a call; each draw of a vote gets an ID of its own, by which servers tell requests
+    apart.
+    """
+    headers, number = call.request.headers, call.first_sample + draw
+    if headers is None or not number or REQUEST_ID not in headers:
+        return headers
+    return {**headers, REQUEST_ID: f"{headers[REQUEST_ID]}-{number}"}
+
+
+REQUEST_ID = "x-request-id"
+
+
+def _at_once(server: OpenAIServer, content: bytes | bytearray, relay: Relay, secrets: Secrets, *, model: str) -> Completion:
+    """Pass on a whole answer of a server that does not stream, as one event."""
+    found = server.completion(content, secrets, model=model)
+    event = shapes.as_stream(msgspec.json.decode(wire.strict(content)))
+    usage = event.pop("usage", None)
+    events = [event, *([{**event, "choices": [], "usage": usage}] if relay.usage and usage else ())]
+    relay.begun, relay.delivery = True, None
+    relay.heard = time.perf_counter()
+    assert relay.write is not None  # only for streams
+    relay.write(b"".join(b"data: " + wire.encode(one) + b"\n\n" for one in events) + b"data: [DONE]\n\n")
+    return found
 
 
 def _overhead(data: bytes) -> int:
@@ -172,7 +206,13 @@ class _Pump:
         self._count(data)
         if (b'"length"' in data or b'"content_filter"' in data) and (found := _CUT_OFF.search(data)):
             self._cut_off = found[1].decode()
-        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error"' in data:
+        if (
+            not self.works
+            or b'"usage":{' in data
+            or b'"usage": {' in data
+            or b"error" in data
+            or data.count(b'"choices"') < data.count(b"data:")  # an event that is none of an answer
+        ):
             data = self._looked_at(data)
         if data:
             self._last = (self._last[1], data)
@@ -228,8 +268,8 @@ class _Pump:
         if not isinstance(found, dict):
             self._stop({"error": {"message": "an event is malformed"}})
             return False
-        if found.get("error") or found.get("object") == "error":
-            self._stop(found)
+        if (error := shapes.reported(found)) is not None:
+            self._stop(error)
             return False
         self.model = wire.name_in(found) or self.model
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Client, Origin, Stream, head
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Request, Sink
-from workflow_composer.backends.openai import errors, wire
+from workflow_composer.backends.openai import errors, shapes, wire
 from workflow_composer.backends.openai.errors import Server
 from workflow_composer.backends.replicas.observer import api_url, shown_url
 from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelError, ModelNotFound, ServerFailed
@@ -38,6 +39,8 @@ _KEEPALIVE_CLOUD = 30.0
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _WORKED = frozenset({408, 500, 504})
 """Statuses of errors in spite of which the server may have worked on the request, which some providers charge for."""
+_TELL_EVERY = 60.0
+"""Seconds between two reports to the operator that a server refuses the key."""
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
@@ -61,6 +64,7 @@ class OpenAIServer:
         self._served: str | None = None
         self._lines: PerLoop[_Connections] = PerLoop(self._new_lines, _Connections.close)
         self._heads: dict[str, bytes] = {}
+        self._silent_until = 0.0
 
     # ------------------------------------------------------------------------------------------------------------ calls
 
@@ -75,13 +79,14 @@ class OpenAIServer:
         bounds: Bounds = BOUNDS,
         sending: Sending | None = None,
         bulk: int = 0,
+        more: Mapping[str, str] | None = None,
         private: bool = False,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
         ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
-        the number of characters of the body; a large one is encoded in a thread and sent in pieces. ``private``: only to
-        the profile's own machines, and by no proxy.
+        the number of characters of the body; a large one is encoded in a thread and sent in pieces. ``more`` are headers.
+        ``private``: only to the profile's own machines, and by no proxy.
         """
         again = True
         while True:
@@ -96,6 +101,8 @@ class OpenAIServer:
             try:
                 if lines.proxied is None or private:
                     start = self._heads.get(path) or self._head(path)
+                    if more:
+                        start = _with_headers(start, more)
                     data: Request
                     if isinstance(content, bytes):
                         data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
@@ -104,7 +111,7 @@ class OpenAIServer:
                     client = lines.own() if private else lines.direct
                     answer = await client.send(self.origin, data, connect=connect, sink=sink, bounds=bounds, sending=sending)
                 else:
-                    headers = self._headers()
+                    headers = {**(more or {}), **self._headers()}
                     whole = await _joined(content)
                     answer = await lines.proxied.ask(
                         "POST", path, headers, whole, connect=connect, bounds=bounds, sending=sending
@@ -129,18 +136,21 @@ class OpenAIServer:
         connect: float,
         sending: Sending | None = None,
         bulk: int = 0,
+        more: Mapping[str, str] | None = None,
         private: bool = False,
     ) -> Stream | ProxiedStream:
-        """Like `send`, but return an open event stream after its headers; the caller closes it."""
+        """Like `send`, but return an open event stream after its headers; the caller closes it. Its ``whole`` is set if the
+        server does not stream and has answered at once.
+        """
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model(private)
-            stream = await self._opened(path, body, connect, sending, bulk, private)
+            stream = await self._opened(path, body, connect, sending, bulk, more, private)
             if stream.whole is None:
                 return stream
             await stream.close()
             if 200 <= stream.whole.status < 300:
-                raise ServerFailed(f"{self.label.name}: the response to a streaming request is not a stream")
+                return stream
             refusal = self._refusal(stream.whole, secrets)
             if sending is not None and stream.whole.status not in _WORKED:
                 sending.sent -= 1
@@ -214,8 +224,8 @@ class OpenAIServer:
 
     def raise_reported(self, data: Any, secrets: Iterable[str]) -> None:
         """Raise the error that a response or an event of a stream reports, if any."""
-        if isinstance(data, dict) and (data.get("error") or data.get("object") == "error"):
-            raise errors.from_stream(data, self.label, secrets)
+        if (error := shapes.reported(data)) is not None:
+            raise errors.from_stream(error, self.label, secrets)
 
     def understood(self, read: Callable[[Any], T], data: Any) -> T:
         """Return ``read(data)``. Raises `ServerFailed` if the data violates the protocol."""
@@ -237,12 +247,23 @@ class OpenAIServer:
 
     def _refusal(self, answer: Answer, secrets: Iterable[str]) -> ModelError:
         said = answer.body.decode("utf-8", "replace")
-        return errors.from_reply(answer.status, answer.headers, said, self.label, (self.key(), *secrets))
+        error = errors.from_reply(answer.status, answer.headers, said, self.label, (self.key(), *secrets))
+        if isinstance(error, AuthenticationFailed) and time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + _TELL_EVERY
+            self._context.report(f"{self._spec.name}: its server refuses the key ({answer.status}): {error.hint}")
+        return error
 
     # ------------------------------------------------------------------------------------------------------ the HTTP call
 
     async def _opened(
-        self, path: str, body: Mapping[str, Any], connect: float, sending: Sending | None, bulk: int, private: bool
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        connect: float,
+        sending: Sending | None,
+        bulk: int,
+        more: Mapping[str, str] | None,
+        private: bool,
     ) -> Stream | ProxiedStream:
         try:
             content = wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
@@ -252,6 +273,8 @@ class OpenAIServer:
         with self.errors():
             if lines.proxied is None or private:
                 start = self._heads.get(path) or self._head(path)
+                if more:
+                    start = _with_headers(start, more)
                 data: Request
                 if isinstance(content, bytes):
                     data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
@@ -260,12 +283,19 @@ class OpenAIServer:
                 client = lines.own() if private else lines.direct
                 return await client.stream(self.origin, data, connect=connect, sending=sending)
             whole = await _joined(content)
-            return await lines.proxied.open("POST", path, self._headers(), whole, connect=connect, sending=sending)
+            return await lines.proxied.open(
+                "POST", path, {**(more or {}), **self._headers()}, whole, connect=connect, sending=sending
+            )
 
     def _head(self, path: str) -> bytes:
-        """Return a request's headers up to the body's length; cached unless they contain a key, which may change."""
+        """Return a request's headers up to the body's length; cached unless they contain a key, which may change.
+
+        A path that begins with two slashes is one beside the API, not below it.
+        """
         headers = {**_ACCEPTED, **self._headers()}
-        made = head("POST", self._base.rstrip("/") + path, self.origin, headers) + b"Content-Length: "
+        base = self._base.rstrip("/")
+        target = base.removesuffix("/v1") + path[1:] if path.startswith("//") else base + path
+        made = head("POST", target, self.origin, headers) + b"Content-Length: "
         if self._spec.api_key_env is None:
             self._heads[path] = made
         return made
@@ -310,6 +340,13 @@ class OpenAIServer:
 
             proxied = ProxiedClient(self._context.egress, self.origin, self._base, self._proxy)
         return _Connections(self._context.egress, keepalive, proxied)
+
+
+def _with_headers(start: bytes, more: Mapping[str, str]) -> bytes:
+    """Return a request's headers with more of them; the body's length comes last."""
+    length = b"Content-Length: "
+    lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("latin-1")
+    return start.removesuffix(length) + lines + length
 
 
 def _in_pieces(head: bytes, content: Sequence[bytes]) -> tuple[bytes, ...]:

@@ -136,6 +136,7 @@ class StreamAccumulator:
     def __init__(self) -> None:
         self.delivery = Delivered()
         self.finish_reason: str | None = None
+        self.stop = ""
         self.model: str | None = None
         self._texts: list[str] = []
         self._reasoning: list[str] = []
@@ -173,6 +174,7 @@ class StreamAccumulator:
             delivery.uncounted += 1
             delivery.characters += characters
         self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.stop = chunk.stop or self.stop
         self.model = chunk.model or self.model
         if chunk.usage is not None:
             delivery.take(chunk.usage)
@@ -185,6 +187,7 @@ class StreamAccumulator:
             self._tool_calls.whole(),
             tuple(self._logprobs) or None,
             reasoning="".join(self._reasoning),
+            stop=self.stop,
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any
 
 import msgspec
 
@@ -25,7 +25,6 @@ from workflow_composer.types import (
 from workflow_composer.usage import MOST_TOKENS, NO_USAGE
 
 _quick = msgspec.json.Encoder().encode
-_WORD = re.compile(r"\w+")
 _PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "response_format", "tools", "stop")
 
 
@@ -45,7 +44,10 @@ def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, 
     request = call.request
     body: dict[str, Any] = dict(request.extra)
     if request.kind == "completion":
-        body["prompt"] = "".join(texts(request.messages[0]))
+        if "prompt" not in body:
+            body["prompt"] = "".join(texts(request.messages[0]))
+        elif samples > 1:
+            samples //= prompts_in(body["prompt"])
     else:
         body["messages"] = request.messages
     for name in _PLAIN:
@@ -68,45 +70,9 @@ def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, 
     return body
 
 
-NEW_LIMIT, NO_STREAM_USAGE, NO_TEMPERATURE = "max_completion_tokens", "stream_options", "temperature"
-_NOT_AT_ALL = re.compile(r"deprecat|unsupported|not (?:be )?(?:support|permit|allow)|only the default", re.IGNORECASE)
-_STREAM_USAGE = {"include_usage": True}
-
-
-class Lesson(NamedTuple):
-    """A change of the body that a server's error asks for; ``certain``: it names the field apart from its text."""
-
-    change: str
-    certain: bool
-
-
-def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any], request: LLMRequest) -> Lesson | None:
-    """Return the change that a server's error asks for: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers
-    older than that field), `NO_TEMPERATURE` (newer models), or None. Covers only fields that this package adds itself.
-
-    ``refusal`` is the error's text, which may quote the client; ``params`` are the fields that it names apart from it. A
-    limit may also be refused for its value, so that text must name the other field, too.
-    """
-    said = set(_WORD.findall(refusal))
-    if NEW_LIMIT in said and "max_tokens" in body:
-        return Lesson(NEW_LIMIT, certain="max_tokens" in params)
-    named = any(param.partition(".")[0] == NO_STREAM_USAGE for param in params)
-    if (named or NO_STREAM_USAGE in said) and body.get("stream_options") == _STREAM_USAGE:
-        return Lesson(NO_STREAM_USAGE, certain=named)
-    planned = body.get("temperature") not in (None, request.temperature)
-    if planned and NO_TEMPERATURE in {*said, *params} and _NOT_AT_ALL.search(refusal):
-        return Lesson(NO_TEMPERATURE, certain=NO_TEMPERATURE in params)
-    return None
-
-
-def reword(body: dict[str, Any], lessons: Collection[str], request: LLMRequest) -> None:
-    """Change the body as earlier errors of the server require."""
-    if NEW_LIMIT in lessons and "max_tokens" in body:
-        body["max_completion_tokens"] = body.pop("max_tokens")
-    if NO_STREAM_USAGE in lessons:
-        body.pop("stream_options", None)
-    if NO_TEMPERATURE in lessons and body.get("temperature") != request.temperature:
-        body.pop("temperature", None)
+def prompts_in(found: Any) -> int:
+    """Return how many prompts a completion's ``prompt`` has: a text or a list of tokens is one, a list of these several."""
+    return len(found) if isinstance(found, (list, tuple)) and found and not isinstance(found[0], int) else 1
 
 
 def encode(body: Any) -> bytes:
@@ -157,6 +123,7 @@ def chunk_of(data: Any) -> Chunk | None:
         usage=usage_in(usage),
         model=model,
         reasoning=_reasoning(delta),
+        stop=stop_of(choice),
     )
     return chunk if chunk.carries_content or chunk.usage or chunk.logprobs else None
 
@@ -358,7 +325,8 @@ def sample_of(choice: Any) -> Sample:
     """Decode one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if message is None and isinstance(choice, dict) and isinstance(choice.get("text"), str):
-        return Sample(choice["text"], _reason(choice), logprobs=_text_logprobs(choice.get("logprobs")))
+        logprobs = _text_logprobs(choice.get("logprobs"))
+        return Sample(choice["text"], _reason(choice), logprobs=logprobs, stop=stop_of(choice))
     if not isinstance(message, dict):
         raise Malformed("a choice without a message")
     return Sample(
@@ -367,7 +335,16 @@ def sample_of(choice: Any) -> Sample:
         tool_calls=tuple(map(_tool_call, message.get("tool_calls") or ())),
         logprobs=_logprobs(choice.get("logprobs")),
         reasoning=_reasoning(message),
+        stop=stop_of(choice),
     )
+
+
+def stop_of(choice: Mapping[str, Any]) -> str:
+    """Return the stop sequence that ended an answer, if its server says so: vLLM in ``stop_reason``, SGLang in
+    ``matched_stop``; the id of a token is none.
+    """
+    found = choice.get("stop_reason") or choice.get("matched_stop")
+    return found if isinstance(found, str) else ""
 
 
 def _tool_call(call: Any) -> Mapping[str, Any]:
@@ -393,7 +370,8 @@ def _reasoning(said: Mapping[str, Any]) -> str:
 def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:
     """Decode a piece of a text completion."""
     logprobs = _text_logprobs(choice.get("logprobs")) or ()
-    return Chunk(_text(choice["text"]), _reason(choice), logprobs=logprobs, usage=usage_in(usage), model=model)
+    ended = stop_of(choice)
+    return Chunk(_text(choice["text"]), _reason(choice), logprobs=logprobs, usage=usage_in(usage), model=model, stop=ended)
 
 
 def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
@@ -424,7 +402,23 @@ def _logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
     content = found.get("content") if isinstance(found, dict) else None
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         return None
-    return _known((one.get("token"), one.get("logprob"), _pairs(one.get("top_logprobs"))) for one in content)
+    known = _known((one.get("token"), one.get("logprob"), _pairs(one.get("top_logprobs"))) for one in content)
+    if known is None or not any(raw := [_bytes(one) for one in content]):
+        return known
+    return tuple(replace(token, bytes=data) for token, data in zip(known, raw, strict=True))
+
+
+def _bytes(one: Mapping[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the bytes of a token and its alternatives where their text does not say them: of half a character, say."""
+    found = []
+    others = one.get("top_logprobs")
+    for said in (one, *(others if isinstance(others, list) else ())):
+        text, data = (said.get("token"), said.get("bytes")) if isinstance(said, dict) else (None, None)
+        if not isinstance(text, str) or not isinstance(data, list) or data == list(text.encode("utf-8", "surrogatepass")):
+            continue
+        if all(type(byte) is int and 0 <= byte < 256 for byte in data):
+            found.append((text, tuple(data)))
+    return tuple(found)
 
 
 def _pairs(found: Any) -> list[tuple[Any, Any]] | None:
@@ -498,6 +492,8 @@ class _Choice(msgspec.Struct):
     index: int | None = 0
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
+    stop_reason: Any = None
+    matched_stop: Any = None
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
@@ -543,7 +539,10 @@ def quick_completion(body: bytes | bytearray, *, model: str) -> Completion | Non
             else:
                 reasoning = message.reasoning_content or message.reasoning or ""
                 text = message.content or message.refusal or ""
-                samples.append(Sample(text, choice.finish_reason, reasoning=reasoning))
+                ended = choice.stop_reason or choice.matched_stop or ""
+                if type(ended) is not str:  # the id of a token
+                    ended = ""
+                samples.append(Sample(text, choice.finish_reason, reasoning=reasoning, stop=ended))
     except (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     counts = found.usage

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import Backend, BackendContext
+from workflow_composer.backends.base import Backend, BackendContext, Passed
 from workflow_composer.backends.http.connection import Broken
 from workflow_composer.backends.openai.backend import OpenAICompatibleBackend
 from workflow_composer.backends.replicas.discovery import Finder
@@ -33,6 +33,7 @@ from workflow_composer.types import (
     Completion,
     Embeddings,
     EndpointStatus,
+    LLMRequest,
     ModelCall,
     Relay,
     Timeouts,
@@ -66,7 +67,7 @@ MADE_KEY = "WORKFLOW_COMPOSER_SERVER_KEY"
 """The name under which a server's client finds the key that the fleet has made for it; no process has such a variable."""
 
 
-A = TypeVar("A", Completion, Embeddings)
+A = TypeVar("A", Completion, Embeddings, Passed)
 
 
 class ReplicatedBackend:
@@ -99,11 +100,12 @@ class ReplicatedBackend:
 
     async def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         *,
         timeout: float,
         dimensions: int | None = None,
         sending: Sending | None = None,
+        request: LLMRequest | None = None,
         private: bool = False,
     ) -> Embeddings:
         """Return one vector per text."""
@@ -114,8 +116,19 @@ class ReplicatedBackend:
             None,
             tour,
             lambda backend, left: backend.embed(
-                texts, timeout=left.total, dimensions=dimensions, sending=sending, private=private
+                texts, timeout=left.total, dimensions=dimensions, sending=sending, request=request, private=private
             ),
+        )
+
+    async def passed(
+        self, path: str, body: Mapping[str, Any], request: LLMRequest, *, timeout: float, sending: Sending | None = None
+    ) -> Passed:
+        """Send a request of a server's own API to one of the servers; return what it answers."""
+        tour = self._tour(Timeouts(total=timeout), asyncio.current_task(), None, sending)
+        return await self._answered(
+            None,
+            tour,
+            lambda backend, left: backend.passed(path, body, request, timeout=left.total, sending=sending),
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:

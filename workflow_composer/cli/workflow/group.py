@@ -12,6 +12,7 @@ COMMANDS = {
     "check": ("check", "Check a workflow's file and a table's columns; nothing is called."),
     "graph": ("graph", "Draw the steps of a workflow: as lines, in Mermaid's language, or as SVG."),
     "try": ("try_out", "Do a few rows, show their values, and forecast the whole table."),
+    "test": ("scripted_test", "Run a workflow with scripted answers instead of models, and compare its table."),
     "run": ("run", "Run a workflow over the rows of a table, or go on with a run."),
     "answer": ("answer", "List the questions that wait for a person, or answer one."),
     "show": ("show", "Show what a run has done, and who made each value."),

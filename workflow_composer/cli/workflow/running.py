@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,12 +22,14 @@ from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
 from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
+from workflow_composer.workflows.scripted import ScriptedModels
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.workflows.definition.model import Workflow
     from workflow_composer.workflows.keeping.run_report import RunReport
+    from workflow_composer.workflows.scripted import FlowTest
 
 WAITING = 8
 """Exit code of a run in which persons must answer."""
@@ -88,6 +91,7 @@ class RunSession:
         run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), **given)
         with WorkflowRun(workflow, table, self._target, orchestrator, run_options) as run:
             self._tell_before(run)
+            self._tell_changes(run)
             code, report = self._done(run, orchestrator)
         if state.json:
             print_json(report.data)
@@ -133,6 +137,17 @@ class RunSession:
         if counts.answers:
             spent = f", {dollars(counts.spent)} spent" if counts.spent else ""
             click.echo(f"{counts.answers} answers of earlier runs are kept{spent}", err=True)
+
+    def _tell_changes(self, run: WorkflowRun) -> None:
+        """Say what is asked again, and its price; on a terminal, ask whether to go on."""
+        if not run.journal.counts.answers:
+            return
+        lines = asyncio.run(run.changes()).told()
+        for line in lines:
+            click.echo(f"  {line}", err=True)
+        terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+        if lines and terminal and not self._options["yes"] and not click.confirm("Go on?", default=True, err=True):
+            raise click.Abort
 
     def _tell(self, run: WorkflowRun, report: RunReport) -> None:
         data = report.data
@@ -249,3 +264,22 @@ class Trial(RunSession):
         for path, step in report.data["steps"].items():
             self._tell_step(path, step)
         return code or code_of(report)
+
+
+class Rehearsal(RunSession):
+    """A run with scripted answers; nothing is sent."""
+
+    def __init__(self, state: State, options: Mapping[str, Any], test: FlowTest) -> None:
+        super().__init__(state, options)
+        self._test = test
+
+    def rehearse(self) -> tuple[list[str], list[Mapping[str, Any]]]:
+        """Run; return what is not as expected, and the rows that were written."""
+        workflow, table, orchestrator = self._opened()
+        with orchestrator:
+            self._test.check(workflow)
+            models = ScriptedModels(orchestrator.config, orchestrator.plan, self._test.answers)
+            with WorkflowRun(workflow, table, self._target, models, RunOptions(concurrency=1)) as run:
+                asyncio.run(run.run())
+        rows = [row for _, row in objects(self._target)] if self._target.exists() else []
+        return self._test.differences(rows), rows

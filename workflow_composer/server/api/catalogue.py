@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
 from workflow_composer.server.api import field_checks
-from workflow_composer.server.api.completion_handler import PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit, cost_of
+from workflow_composer.server.api.completion_handler import (
+    CARRIED,
+    PREFIX,
+    REQUEST_ID,
+    WARNING,
+    Accounts,
+    Admission,
+    Visit,
+    cost_of,
+)
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
@@ -23,7 +32,10 @@ from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.server.auth.keys import Key
 
+MODEL = "/v1/models/"
+"""Start of the path of one model."""
 EMBEDDINGS = "embeddings"
 """The task of a request for vectors that names none."""
 
@@ -64,6 +76,7 @@ class Catalogue:
         """Return the handlers by method and path."""
         return {
             ("GET", "/v1/models"): self.models,
+            ("GET", MODEL): self.model,
             ("POST", "/v1/embeddings"): self.embeddings,
             ("POST", "/v1/feedback"): self.feedback,
             ("GET", "/v1/feedback"): self.pending,
@@ -71,15 +84,25 @@ class Catalogue:
 
     async def models(self, exchange: Exchange) -> Reply:
         """List the values of ``model`` that the caller may name: ``auto``, tasks, tiers and models."""
-        key = self._accounts.enter(exchange)
+        return Reply(200, encode({"object": "list", "data": self._rows(self._accounts.enter(exchange))}))
+
+    async def model(self, exchange: Exchange) -> Reply:
+        """Return one entry of the list, by the name at the path's end."""
+        name = exchange.path.removeprefix(MODEL)
+        for row in self._rows(self._accounts.enter(exchange)):
+            if row["id"] == name:
+                return Reply(200, encode(row))
+        message = f"there is no model {name[:100]!r} that may be named here"
+        raise HttpFailure(404, message, code="model_not_found", param="model")
+
+    def _rows(self, key: Key | None) -> list[dict[str, Any]]:
         config = self._orchestrator.config
         tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
         names = list(dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()]))
         if key is not None and key.models:
             names = namable(key, config, names)
         owned = f"workflow_composer:{config.profile_name}"
-        rows = [{"id": name, "object": "model", "created": self._since, "owned_by": owned} for name in names]
-        return Reply(200, encode({"object": "list", "data": rows}))
+        return [{"id": name, "object": "model", "created": self._since, "owned_by": owned} for name in names]
 
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Return embeddings from the plan's first model, without fallback to another one."""
@@ -104,6 +127,8 @@ class Catalogue:
                 allowed=allowed,
                 purse=visit.purse,
                 most_calls=most_calls,
+                extra=asked.extra,
+                headers={name: exchange.headers[name] for name in CARRIED if name in exchange.headers} or None,
                 **asked.address,
             )
         headers = [

@@ -18,9 +18,11 @@ from workflow_composer.server.api.forms import (
     Field,
     Form,
     address_of,
+    carry,
     left_out,
+    renamed,
 )
-from workflow_composer.server.api.json_wire import Asked, encode, event, openai_failure, usage_of
+from workflow_composer.server.api.json_wire import Asked, counts_of, encode, event, openai_failure, usage_of
 from workflow_composer.server.api.schemas import Schema
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
@@ -48,8 +50,13 @@ class ChatDialect:
         include_usage = "stream_options" in own and usage_at_end(own)
         metadata = fields.setdefault("metadata", EMPTY)
         address = address_of(own.get("model"), metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS))
+        if extra:
+            renamed(extra, warnings)
+        if metadata:
+            carry(metadata, extra)
         fields.update(address, extra=extra)
-        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
+        continuous = include_usage and own["stream_options"].get("continuous_usage_stats") is True
+        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings), continuous)
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """Return a ``chat.completion`` object."""
@@ -59,6 +66,7 @@ class ChatDialect:
                 "message": message_of(sample),
                 "finish_reason": sample.finish_reason or "stop",
                 "logprobs": _logprobs(sample.logprobs) if asked.request.logprobs else None,
+                **({"stop_reason": sample.stop} if sample.stop else {}),
             }
             for index, sample in enumerate(response.samples[: asked.request.n])
         ]
@@ -103,9 +111,12 @@ class ChatEvents:
             if pieces := [_piece(call) for call in calls]:
                 delta["tool_calls"] = pieces
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason}
+        if chunk.stop:
+            choice["stop_reason"] = chunk.stop
         if self._asked.request.logprobs and chunk.logprobs:
             choice["logprobs"] = _logprobs(chunk.logprobs)
-        return opening + event({**self._frame, "choices": [choice]})
+        usage = {"usage": counts_of(chunk.usage)} if self._asked.continuous and chunk.usage is not None else {}
+        return opening + event({**self._frame, "choices": [choice], **usage})
 
     def end(self, response: LLMResponse) -> bytes:
         """Return the usage, if requested, and the end marker."""
@@ -182,20 +193,22 @@ def _check_parts(content: Any, place: str, role: str) -> None:
             raise wrong(f"{place}[{index}].text", "must be a string")
 
 
-_OPTIONS = {"include_usage": schemas.nullable(schemas.BOOLEAN), "include_obfuscation": schemas.nullable(schemas.BOOLEAN)}
+_OPTIONS = dict.fromkeys(
+    ("include_usage", "include_obfuscation", "continuous_usage_stats"), schemas.nullable(schemas.BOOLEAN)
+)
 
 
 @described({**schemas.record(_OPTIONS), "additionalProperties": False})
-def _include_usage(name: str, options: Any) -> bool:
+def _stream_options(name: str, options: Any) -> dict[str, Any]:
     for option, value in field_checks.mapping(name, options).items():
         if option not in _OPTIONS:
             raise wrong(f"{name}.{option}", "is not supported", code=UNSUPPORTED)
         if value is not None and not isinstance(value, bool):
             raise wrong(f"{name}.{option}", "must be true or false")
-    return bool(options.get("include_usage"))
+    return dict(options)
 
 
-STREAM_OPTIONS = Field(_include_usage, note="Only with `stream`")
+STREAM_OPTIONS = Field(_stream_options, note="Only with `stream`")
 STREAM_OPTIONS_IN_STREAMS = schemas.either(
     {"properties": {"stream_options": schemas.NULL}},
     {"properties": {"stream": schemas.constant(True)}, "required": ["stream"]},
@@ -207,7 +220,7 @@ def usage_at_end(own: Mapping[str, Any]) -> bool:
     """Whether ``stream_options`` request the usage at the stream's end. Raises `HttpFailure` without ``stream``."""
     if not own.get("stream"):
         raise wrong("stream_options", "is allowed only with stream")
-    return bool(own["stream_options"])
+    return bool(own["stream_options"].get("include_usage"))
 
 
 _FUNCTION = {"description": field_checks.text, "parameters": field_checks.mapping}
@@ -286,12 +299,18 @@ def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
 
 def logprobs_of(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
     """Return tokens with their log-probabilities in OpenAI's format."""
-    return [{**_token(one.token, one.logprob), "top_logprobs": _top(one)} for one in tokens]
+    return [{**_token(one.token, one.logprob, list(one.bytes)), "top_logprobs": _top(one)} for one in tokens]
 
 
 def _top(one: TokenLogprob) -> list[dict[str, Any]]:
-    return [_token(token, logprob) for token, logprob in one.top]
+    said = list(one.bytes[1:]) if one.bytes and one.bytes[0][0] == one.token else list(one.bytes)
+    return [_token(token, logprob, said) for token, logprob in one.top]
 
 
-def _token(token: str, logprob: float) -> dict[str, Any]:
+def _token(token: str, logprob: float, said: list[tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    """Return a token with its bytes; ``said`` are those that its text does not say, which are used up."""
+    for at, (text, data) in enumerate(said):
+        if text == token:
+            del said[at]
+            return {"token": token, "logprob": logprob, "bytes": list(data)}
     return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "surrogatepass"))}

@@ -110,6 +110,10 @@ _TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX +
 TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
 
 
+CARRIED = ("x-request-id", "traceparent", "tracestate")
+"""Headers of a client that go on to the model's server: callers set them to find a request again."""
+
+
 @dataclass(slots=True)
 class Accounts:
     """Authentication and charging by key; without a key ring every request is allowed. Also a metrics sink.
@@ -384,7 +388,7 @@ class CompletionHandler:
                     asked = dialect.read(exchange.body, exchange.headers)
                 else:
                     asked = await apart(dialect.read, exchange.body, exchange.headers)
-                relay = Relay(usage=asked.include_usage) if relays else None
+                relay = Relay(usage=asked.include_usage, continuous=asked.continuous) if relays else None
                 said = self._complete(asked, exchange, visit, relay)
                 if asked.stream:
                     await self._stream(dialect, exchange, asked, said)
@@ -416,6 +420,9 @@ class CompletionHandler:
             said = [(TASK, f"{task}; predicted")]
         else:
             said = [(TASK, task or ANY_TASK)]
+        sent = exchange.headers
+        if "x-request-id" in sent or "traceparent" in sent:
+            fields["headers"] = {name: sent[name] for name in CARRIED if name in sent}
         own = None if key is None else key.most_calls
         fields["most_calls"] = self._accounts.most_calls if own is None else own
         asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)

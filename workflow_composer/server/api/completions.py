@@ -6,20 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_composer.backends.openai.wire import prompts_in
 from workflow_composer.server.api import field_checks, schemas
 from workflow_composer.server.api.chat import CHOICES, DONE, SEED, STREAM_OPTIONS, STREAM_OPTIONS_IN_STREAMS, usage_at_end
 from workflow_composer.server.api.field_checks import described, wrong
 from workflow_composer.server.api.forms import (
     ADDRESS_HEADERS,
     COMMON,
-    TOKENS,
     TOP_LOGPROBS,
     Field,
     Form,
     address_of,
     refused,
+    renamed,
 )
-from workflow_composer.server.api.json_wire import Asked, encode, event, openai_failure, usage_of
+from workflow_composer.server.api.json_wire import Asked, counts_of, encode, event, openai_failure, usage_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
 
@@ -33,17 +34,25 @@ class CompletionsDialect:
         """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         include_usage = "stream_options" in own and usage_at_end(own)
-        top = own.get("logprobs")
-        told = fields.get("metadata", EMPTY).get("task_type")
+        top, prompt = own.get("logprobs"), own["prompt"]
+        metadata = fields.get("metadata", EMPTY)
+        if any(name != "task_type" for name in metadata):
+            warnings.append("metadata is not passed to the model: completions have no such field")
+        if extra:
+            renamed(extra, warnings)
+        if not isinstance(prompt, str):
+            extra["prompt"] = prompt
+            fields["n"] = fields.get("n", 1) * prompts_in(prompt)
         fields.update(
-            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
+            address_of(own.get("model"), metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS)),
             kind="completion",
-            messages=({"role": "user", "content": own["prompt"]},),
+            messages=({"role": "user", "content": prompt if isinstance(prompt, str) else in_words(prompt)},),
             logprobs=top is not None,
             top_logprobs=top,
             extra=extra,
         )
-        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
+        continuous = include_usage and own["stream_options"].get("continuous_usage_stats") is True
+        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings), continuous)
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """Return a ``text_completion`` object."""
@@ -53,6 +62,7 @@ class CompletionsDialect:
                 "text": sample.text,
                 "finish_reason": sample.finish_reason or "stop",
                 "logprobs": _logprobs(sample.logprobs) if asked.request.logprobs else None,
+                **({"stop_reason": sample.stop} if sample.stop else {}),
             }
             for index, sample in enumerate(response.samples[: asked.request.n])
         ]
@@ -82,7 +92,10 @@ class CompletionEvents:
             return b""
         logprobs = _logprobs(chunk.logprobs) if self._asked.request.logprobs and chunk.logprobs else None
         choice = {"index": 0, "text": chunk.text, "finish_reason": chunk.finish_reason, "logprobs": logprobs}
-        return event({**self._frame, "choices": [choice]})
+        if chunk.stop:
+            choice["stop_reason"] = chunk.stop
+        usage = {"usage": counts_of(chunk.usage)} if self._asked.continuous and chunk.usage is not None else {}
+        return event({**self._frame, "choices": [choice], **usage})
 
     def end(self, response: LLMResponse) -> bytes:
         """Return the usage, if requested, and the end marker."""
@@ -100,23 +113,47 @@ class CompletionEvents:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
-_NO_PROMPT = "must be a string; send a separate request for each of several strings (token lists are not supported)"
+_NO_PROMPT = "must be a string, a list of tokens, or a list of at most 128 of either"
+MOST_PROMPTS = 128
 
 
-@described(schemas.either(schemas.TEXT, schemas.listed(schemas.TEXT, least=1, most=1)))
-def _prompt(name: str, found: Any) -> str:
-    if isinstance(found, list) and len(found) == 1:
+@described(
+    schemas.either(
+        schemas.TEXT,
+        schemas.listed(schemas.TEXT, least=1, most=MOST_PROMPTS),
+        schemas.TOKEN_LIST,
+        schemas.listed(schemas.TOKEN_LIST, least=1, most=MOST_PROMPTS),
+    )
+)
+def _prompt(name: str, found: Any) -> str | list[Any]:
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
         found = found[0]
-    if not isinstance(found, str):
+    if isinstance(found, str):
+        return found
+    if (tokens := field_checks.tokens(found)) is not None:
+        return tokens
+    if not isinstance(found, list) or not 0 < len(found) <= MOST_PROMPTS:
         raise wrong(name, _NO_PROMPT)
-    return found
+    if all(isinstance(one, str) for one in found):
+        return found
+    lists = [field_checks.tokens(one) for one in found]
+    if None in lists:
+        raise wrong(name, _NO_PROMPT)
+    return lists
+
+
+def in_words(found: Any) -> str:
+    """Return a list of prompts or tokens as one text of about the same length, by which costs are foreseen."""
+    return (
+        found if isinstance(found, str) else " ".join(str(one) if isinstance(one, int) else in_words(one) for one in found)
+    )
 
 
 FORM = Form(
     {
         **COMMON,
         "prompt": Field(_prompt, required=_NO_PROMPT),
-        "max_tokens": Field(TOKENS, "max_tokens"),
+        "max_tokens": Field(field_checks.whole(least=0), "max_tokens"),
         "n": CHOICES,
         "stop": Field(field_checks.stop, "stop"),
         "seed": SEED,

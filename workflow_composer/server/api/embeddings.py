@@ -22,12 +22,13 @@ MOST_TEXTS = 2048
 class AskedEmbeddings:
     """A parsed embeddings request. ``address`` has the routing fields of an `LLMRequest`, ``labels`` those for accounts."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str | list[int], ...]
     address: Mapping[str, Any]
     base64: bool = False
     dimensions: int | None = None
     warnings: tuple[str, ...] = ()
     labels: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_embeddings(body: bytes | bytearray, headers: Mapping[str, str]) -> AskedEmbeddings:
@@ -38,21 +39,36 @@ def read_embeddings(body: bytes | bytearray, headers: Mapping[str, str]) -> Aske
     if address.pop("budget", None) is not None:
         warnings.append("the budget is ignored: embeddings come from one model, whatever they cost")
     wanted = own.get("encoding_format") == "base64"
-    return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings), own)
+    extra = {name: own[name] for name in _PASSED if name in own}
+    return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings), own, extra)
 
 
-_NO_TEXTS = "must be a non-empty string or a list of non-empty strings (token lists are not supported)"
+_NO_TEXTS = "must be a non-empty string, a list of tokens, or a list of either"
+_PASSED = ("truncate_prompt_tokens", "truncation_side", "add_special_tokens", "input_type", "priority")
 _FILLED = {**schemas.TEXT, "minLength": 1}
 
 
-@described(schemas.either(_FILLED, schemas.listed(_FILLED, least=1, most=MOST_TEXTS)))
-def _texts(name: str, found: Any) -> tuple[str, ...]:
-    texts = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, list) else ()
-    if not texts or not all(isinstance(text, str) and text for text in texts):
+@described(
+    schemas.either(
+        _FILLED,
+        schemas.listed(_FILLED, least=1, most=MOST_TEXTS),
+        schemas.TOKEN_LIST,
+        schemas.listed(schemas.TOKEN_LIST, least=1, most=MOST_TEXTS),
+    )
+)
+def _texts(name: str, found: Any) -> tuple[str | list[int], ...]:
+    tokens = field_checks.tokens(found)
+    texts = (found,) if isinstance(found, str) else (tokens,) if tokens is not None else found
+    if not texts or not isinstance(texts, (list, tuple)):
         raise wrong(name, _NO_TEXTS)
     if len(texts) > MOST_TEXTS:
-        raise wrong(name, f"must have at most {MOST_TEXTS} strings")
-    return texts
+        raise wrong(name, f"must have at most {MOST_TEXTS} strings or lists of tokens")
+    if all(isinstance(text, str) and text for text in texts):
+        return tuple(texts)
+    lists = [field_checks.tokens(text) for text in texts]
+    if None in lists:
+        raise wrong(name, _NO_TEXTS)
+    return tuple(one for one in lists if one is not None)
 
 
 FORM = Form(
@@ -62,6 +78,8 @@ FORM = Form(
         "input": Field(_texts, required=_NO_TEXTS),
         "encoding_format": Field(field_checks.one_of("float", "base64", "", message="must be float or base64")),
         "dimensions": Field(field_checks.whole(least=1, most=1_000_000)),
+        **{name: Field(field_checks.anything, note="Passed on to the model's server") for name in _PASSED},
+        "client_metadata": left_out("what a client tells of itself is not passed on"),
         "user": left_out("no effect on embeddings"),
     },
     closed="is not supported",

@@ -106,6 +106,14 @@ def texts(name: str, value: Any) -> tuple[str, ...] | None:
     return tuple(value) or None
 
 
+def tokens(value: Any) -> list[int] | None:
+    """Return a list of tokens, which are whole numbers, as a model's tokenizer makes them; None for anything else."""
+    if not isinstance(value, list) or not value:
+        return None
+    found = [int(one) if type(one) is float and one.is_integer() else one for one in value]
+    return found if all(type(one) is int and 0 <= one < 2**31 for one in found) else None
+
+
 def whole(*, least: int | None = None, most: int = 2**31 - 1) -> FieldCheck[int]:
     """Return a check for an integer within limits; 5.0 counts as one."""
     lowest = -most if least is None else least

@@ -237,8 +237,43 @@ COMMON = {
     "temperature": Field(field_checks.number(0.0, 2.0), "temperature"),
     "top_p": Field(field_checks.number(0.0, 1.0), "top_p"),
     "metadata": Field(metadata, "metadata"),
+    "client_metadata": left_out("what a client tells of itself is not passed on"),
 }
 """Fields that all generation formats share."""
+
+_GUIDED = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_json_object": "json_object",
+    "guided_whitespace_pattern": "whitespace_pattern",
+}
+"""Older names of vLLM's -> the parts of ``structured_outputs``; servers of today ignore the old ones silently."""
+
+
+def renamed(extra: dict[str, Any], warnings: list[str]) -> None:
+    """Give unknown fields the names that servers know today, and leave out those that none knows, with warnings."""
+    if (old := [name for name in extra if name.startswith("guided_")]) == []:
+        return
+    parts = {_GUIDED[name]: extra.pop(name) for name in old if name in _GUIDED}
+    for name in old:
+        if name in extra:
+            del extra[name]
+            warnings.append(f"{name} is ignored: servers have no such option any more")
+        elif "structured_outputs" in extra:
+            warnings.append(f"{name} is ignored because structured_outputs is set")
+        else:
+            warnings.append(f"{name} is sent as structured_outputs.{_GUIDED[name]}")
+    if parts:
+        extra.setdefault("structured_outputs", parts)
+
+
+def carry(labels: Mapping[str, Any], extra: dict[str, Any]) -> None:
+    """Add a caller's metadata, without what was for this service, to the fields that go to the model's server."""
+    if told := {name: value for name, value in labels.items() if name != "task_type"}:
+        extra["metadata"] = told
+
 
 TOKENS = field_checks.whole(least=1)
 TOP_LOGPROBS = field_checks.whole(least=0, most=100)

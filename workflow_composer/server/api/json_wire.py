@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Usage
 
 _encode = msgspec.json.Encoder().encode
 
@@ -23,13 +23,18 @@ _encode = msgspec.json.Encoder().encode
 class Asked:
     """A parsed request body. ``warnings`` name ignored fields.
 
-    ``fields`` are those of an `LLMRequest`; the handler adds the rest and sets ``request``.
+    ``fields`` are those of an `LLMRequest`; the handler adds the rest and sets ``request``. ``continuous``: the usage so far
+    is wanted with every piece. ``quiet``: what the model thinks is not wanted. ``tools`` says which of the client's tools a
+    function stands for, where it is another kind of tool for the client.
     """
 
     fields: dict[str, Any]
     stream: bool = False
     include_usage: bool = False
     warnings: tuple[str, ...] = ()
+    continuous: bool = False
+    quiet: bool = False
+    tools: Mapping[str, Any] | None = None
     request: LLMRequest = field(init=False)
 
 
@@ -94,11 +99,32 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
     return head + b"data: " + encode(data) + b"\n\n"
 
 
-def usage_of(response: LLMResponse) -> dict[str, int]:
+def usage_of(response: LLMResponse) -> dict[str, Any]:
     """Return token counts in OpenAI's format, including rejected and failed attempts."""
-    usage = response.usage
-    return {
+    return counts_of(response.usage, context_of(response))
+
+
+def counts_of(usage: Usage, context: int | None = None) -> dict[str, Any]:
+    """Return token counts in OpenAI's format, with what is known of caches and reasoning."""
+    found: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
+    if usage.cached_tokens:
+        found["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.reasoning_tokens:
+        found["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    if context is not None:
+        found["context_tokens"] = context
+    return found
+
+
+def context_of(response: LLMResponse) -> int | None:
+    """Return the tokens of the longest prompt of one call, where the usage is a sum over several; None for one call.
+
+    Clients take the prompt's tokens for the length of the conversation, and shorten it when it grows.
+    """
+    if len(response.attempts) < 2:
+        return None
+    return max(attempt.usage.prompt_tokens for attempt in response.attempts)

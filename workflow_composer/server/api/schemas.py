@@ -9,8 +9,10 @@ Schema = dict[str, Any]
 
 ANYTHING: Schema = {}
 TEXT: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
 BOOLEAN: Schema = {"type": "boolean"}
 OBJECT: Schema = {"type": "object"}
+TOKEN_LIST: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "minItems": 1}
 NULL: Schema = {"type": "null"}
 PRINTABLE = r"[\p{L}\p{M}\p{N}\p{P}\p{S} ]"
 """Regular expression of one character for which `str.isprintable` holds."""

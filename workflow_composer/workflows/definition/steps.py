@@ -217,7 +217,7 @@ class StepReader:
         if prompt is None:
             return None
         if not prompt.text.strip():
-            self.faults.add((*path, kind), "is empty", "write what is to be asked")
+            self.faults.add((*path, kind), "is empty", "write what is asked, in which {{ name }} stands for a value")
         if kind == "human":
             return HumanBody(prompt=prompt)
         system = self.template(tree["system"], (*path, "system")) if "system" in tree else None

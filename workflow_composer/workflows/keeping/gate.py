@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from workflow_composer.batch.run.limiter import OVERLOAD, Limiter
 from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, RateLimited, WorkflowComposerError
@@ -28,8 +28,6 @@ SHORT_PATIENCE = 2.0
 
 _REFUSED = frozenset({"RateLimited", "ServerUnreachable", "CircuitOpen"})
 """Errors of calls that were not served; trying again asks nothing twice."""
-
-T = TypeVar("T")
 
 
 class RefusalCap:
@@ -137,6 +135,26 @@ class CallGate:
             self._cap.refused(self.in_flight)
         elif found:
             self._limiter.overloaded(found[0])
+
+
+class OneAtATime:
+    """Lets one at a time through for each name; the others find what it has left."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, list[None]]] = {}
+
+    @asynccontextmanager
+    async def __call__(self, name: str) -> AsyncIterator[None]:
+        """Wait until nobody else is within this name."""
+        lock, inside = self._locks.setdefault(name, (asyncio.Lock(), []))
+        inside.append(None)
+        try:
+            async with lock:
+                yield
+        finally:
+            inside.pop()
+            if not inside:
+                self._locks.pop(name, None)
 
 
 class Asker:

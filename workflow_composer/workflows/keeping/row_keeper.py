@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,22 +19,28 @@ CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_o
 """Failures that asking the same question would probably only repeat."""
 
 
+_NOT_YET = "not asked yet"
+
+
 @dataclass(frozen=True, slots=True)
 class AskingRules:
     """What a run asks. ``redo`` says whether kept answers at a path are asked anew, ``left_out`` why a path is not asked
     (empty: it is), ``retry`` names the kinds of failures that are tried again beside those that always are. ``paths`` are
-    those of the workflow's steps.
+    those of the workflow's steps. ``asks`` is False where it is only found out what would be asked.
     """
 
     redo: Callable[[str, JournalEntry], bool] = lambda path, entry: False
     left_out: Callable[[str], str] = lambda path: ""
     retry: frozenset[str] = frozenset()
     paths: frozenset[str] = frozenset()
+    asks: bool = True
 
 
 @dataclass(slots=True)
 class StepCounts:
-    """What was asked and kept at one path in this run. ``cost`` in dollars; ``why`` something was asked again."""
+    """What was asked and kept at one path in this run. ``cost`` in dollars; ``why`` something was asked again, and
+    ``again_cost`` what the answers had cost that are not used.
+    """
 
     asked: int = 0
     kept: int = 0
@@ -43,6 +49,7 @@ class StepCounts:
     calls: int = 0
     cost: float = 0.0
     kept_cost: float = 0.0
+    again_cost: float = 0.0
     seconds: float = 0.0
     models: Counter[tuple[str, str]] = field(default_factory=Counter)
     kept_models: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -178,8 +185,18 @@ class RowKeeper:
             self.lineage[question.place] = Lineage(question.digest, "kept", facts)
             return KeptFailure(kind=failure.fields["fault"], reason=failure.fields["reason"], facts=facts)
         if told := self._why(question, failure):
-            self._counts.at(question.place).why[told] += 1
-        return None
+            counts = self._counts.at(question.place)
+            counts.why[told] += 1
+            before = self._latest.get(question.place)
+            counts.again_cost += 0.0 if before is None else float(before.fields.get("cost") or 0.0)
+        self.lineage.setdefault(question.place, Lineage(question.digest, "asked"))
+        return None if self._rules.asks else KeptFailure(state="not_run", reason=_NOT_YET)
+
+    def unvisited(self) -> Iterator[JournalEntry]:
+        """Yield the latest entries of places that the row's computation has not come to, though the workflow has them."""
+        for place, entry in self._latest.items():
+            if place not in self.lineage and path_of(place) in self._rules.paths:
+                yield entry
 
     def _is_tried_again(self, failure: JournalEntry) -> bool:
         if failure.offset >= self._journal.began:

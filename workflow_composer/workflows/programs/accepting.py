@@ -115,7 +115,8 @@ class StepCheck:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             prompt = f"{prompt}\n\n{shown}"
         system = None if body.system is None else body.system.evaluate(names)
-        request = LLMRequest.of(prompt, system=system, model=self._check.model, form=_VERDICT, temperature=0.0)
+        own = {"step": f"{self._step}.judge"}
+        request = LLMRequest.of(prompt, system=system, model=self._check.model, form=_VERDICT, temperature=0.0, metadata=own)
         response = await self._ask(request)
         self.calls += len(response.attempts)
         self.cost += response.cost

@@ -183,6 +183,7 @@ class _PromptQuestion(_Question):
             form=self.form,
             form_retries=step.retries,
             check=self.acceptance,
+            metadata={"step": step.name},
         )
 
     async def answer(self) -> KeptAnswer:
@@ -273,8 +274,15 @@ async def ask(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
         made = _KINDS[type(step.body)](step, names, spot)
     except ValueFault as fault:
         return _failed(of_value(fault))
-    keeper = spot.world.keeper
     question = spot.world.question(step, row=spot.row, place=place, asked=made.asked)
+    if not question.share:
+        return await _found_or_asked(made, question)
+    async with spot.world.once(question.digest):
+        return await _found_or_asked(made, question)
+
+
+async def _found_or_asked(made: _Question, question: StepQuestion) -> StepResult:
+    keeper = made.spot.world.keeper
     if (kept := keeper.find(question)) is not None:
         return _done(kept, kept=True)
     if (refusal := keeper.refused(question)) is not None:

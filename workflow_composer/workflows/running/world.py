@@ -100,7 +100,8 @@ class World:
     ``question`` makes the key of what is asked; ``keeper`` has the answers, ``people`` the open questions. ``purse`` is the
     run's. ``gate`` returns a
     context in which one call, or one run of a program, is made: it bounds how many are under way, whichever row or item they
-    belong to. ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
+    belong to. ``once`` returns one in which a question that rows share is asked by one of them at a time, by its digest.
+    ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds.
     """
@@ -111,6 +112,7 @@ class World:
     people: People
     purse: Purse
     gate: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
+    once: Callable[[str], AbstractAsyncContextManager[Any]] = nullcontext
     run_results: Mapping[str, StepResult] = field(default_factory=lambda: EMPTY)
     folder: Path = Path()
     stopped: StopSign = field(default_factory=StopSign)

@@ -312,10 +312,15 @@ async def test_the_first_tokens_limit_does_not_end_a_stream_that_has_begun(serve
     assert done.samples[0].text == "ab"
 
 
-async def test_a_server_that_answers_without_a_stream_has_failed(server, local):
-    """Nothing could be handed on event by event."""
-    server.script(Reply.chat("a"))
-    with pytest.raises(ServerFailed, match="is not a stream"):
+async def test_a_server_that_answers_without_a_stream_is_passed_on_as_one_event(server, local):
+    """Also if what it says is no answer: then it has failed."""
+    server.script(Reply.chat("a"), Reply(body=b"<html>log in</html>", headers={"Content-Type": "text/html"}))
+    client = Client()
+    done = await local.complete(streamed(client))
+    first, last = [line for line in b"".join(client.pieces).split(b"\n\n") if line]
+    assert json.loads(first[6:])["choices"][0]["delta"]["content"] == done.samples[0].text == "a"
+    assert last == b"data: [DONE]"
+    with pytest.raises(ServerFailed, match="it is not JSON"):
         await local.complete(streamed(Client()))
 
 

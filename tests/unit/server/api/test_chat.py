@@ -41,7 +41,6 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments":
         ),
         ("response_format", {"type": "json_object"}, {"type": "json_object"}),
         ("n", 128, 128),
-        ("metadata", {"a": "b"}, {"a": "b"}),
     ],
 )
 def test_a_field_of_the_request_is_honoured(field, value, expected):
@@ -210,3 +209,28 @@ def test_log_probabilities_come_with_their_piece():
 def test_an_error_in_a_stream_is_one_event():
     (found,) = events(CHAT.events(asked(stream=True)).failed(HttpFailure(502, "broke", code="stream_interrupted")))
     assert found["error"]["code"] == "stream_interrupted"
+
+
+def test_metadata_travels_to_the_server_without_what_was_for_this_service():
+    found = read(CHAT, {**HI, "metadata": {"trace": "x", "task_type": "math"}})
+    assert found.request.metadata == {"trace": "x", "task_type": "math"}
+    assert found.request.extra == {"metadata": {"trace": "x"}}
+    assert read(CHAT, {**HI, "metadata": {"task_type": "math"}}).request.extra == {}
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"guided_json": {"type": "object"}}, {"structured_outputs": {"json": {"type": "object"}}}),
+        (
+            {"guided_choice": ["a"], "guided_whitespace_pattern": " "},
+            {"structured_outputs": {"choice": ["a"], "whitespace_pattern": " "}},
+        ),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, {"structured_outputs": {"regex": "b"}}),
+        ({"guided_decoding_backend": "outlines"}, {}),
+    ],
+)
+def test_older_names_of_structured_outputs_are_sent_under_todays(sent, expected):
+    found = read(CHAT, {**HI, **sent})
+    assert found.request.extra == expected
+    assert all(any(warning.startswith(name) for warning in found.warnings) for name in sent if name != "structured_outputs")

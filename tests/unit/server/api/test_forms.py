@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from tests.unit.server.examples import sent
 from tests.unit.server.schemas import ANNOTATIONS, ANY, MANY, fits, samples, values, variants
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
-from workflow_composer.server.api import chat, completions, embeddings, field_checks, messages, responses, schemas
+from workflow_composer.server.api import (
+    chat,
+    completions,
+    embeddings,
+    field_checks,
+    message_form,
+    passing,
+    response_form,
+    schemas,
+)
 from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.chat import ChatDialect
 from workflow_composer.server.api.completions import CompletionsDialect
@@ -27,8 +36,10 @@ from workflow_composer.types import LLMRequest
 PATHS = {
     "/v1/chat/completions": (chat.FORM, lambda body: ChatDialect().read(body, {})),
     "/v1/completions": (completions.FORM, lambda body: CompletionsDialect().read(body, {})),
-    "/v1/responses": (responses.FORM, lambda body: ResponsesDialect().read(body, {})),
-    "/v1/messages": (messages.FORM, lambda body: MessagesDialect().read(body, {})),
+    "/v1/responses": (response_form.FORM, lambda body: ResponsesDialect().read(body, {})),
+    "/v1/messages": (message_form.FORM, lambda body: MessagesDialect().read(body, {})),
+    passing.COUNT: (passing.COUNTED, lambda body: message_form.asked_of(body, {}, passing.COUNTED)),
+    **dict.fromkeys(passing.PATHS, (passing.FORM, passing.FORM.read)),
     "/v1/embeddings": (embeddings.FORM, lambda body: read_embeddings(body, {})),
     "/v1/feedback": (FEEDBACK, FEEDBACK.read),
     "/admin/strategy": (SWITCH, SWITCH.read),

@@ -14,6 +14,7 @@ from workflow_composer.types import Chunk, Sample, Usage
 MESSAGES = MessagesDialect()
 HI = {"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+CACHES = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
 CACHED = {"type": "ephemeral"}
 
 
@@ -69,26 +70,28 @@ def test_a_field_is_honoured_or_carried(field, value, expected):
         ({"messages": HI["messages"]}, "max_tokens"),
         ({**HI, "max_tokens": 0}, "max_tokens"),
         ({**HI, "messages": []}, "messages"),
-        ({**HI, "messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({**HI, "messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({**HI, "messages": [{"role": "user", "content": "x", "surprise": 1}]}, "messages[0].surprise"),
         ({**HI, "messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
         (saying(), "messages[0].content"),  # a message of nothing would be lost
         (saying({"type": "text"}), "messages[0].content[0]"),
-        (saying({"type": "thinking", "thinking": "hm"}, role="assistant"), "messages[0].content[0]"),
-        (saying({"type": "document", "source": {}}), "messages[0].content[0]"),
+        (saying({"type": "thinking"}, role="assistant"), "messages[0].content[0]"),
+        (saying({"type": "hologram"}), "messages[0].content[0]"),
+        (saying({"type": "document", "source": {}}), "messages[0].content[0].source"),
         (saying({"type": "text", "text": "a", "surprise": 1}), "messages[0].content[0].surprise"),
         (saying({"type": "image", "source": {"type": "file", "file_id": "f"}}), "messages[0].content[0].source"),
         (
             saying({"type": "tool_result", "tool_use_id": "c", "content": [{"type": "image", "source": {}}]}),
-            "messages[0].content[0].content",
+            "messages[0].content[0].content[0].source",
         ),
         ({**HI, "system": 1}, "system"),
         ({**HI, "system": [{"type": "text"}]}, "system"),
-        ({**HI, "thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+        ({**HI, "thinking": {"type": "sometimes"}}, "thinking.type"),
+        ({**HI, "thinking": {"type": "enabled", "budget": 1}}, "thinking.budget"),
+        ({**HI, "output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({**HI, "thinking": True}, "thinking"),
         ({**HI, "mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({**HI, "container": "c"}, "container"),
-        ({**HI, "tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({**HI, "tools": [{"description": "no name"}]}, "tools[0]"),
         ({**HI, "tools": [{"name": "f", "surprise": 1}]}, "tools[0].surprise"),
         ({**HI, "tool_choice": {"type": []}}, "tool_choice.type"),
@@ -109,6 +112,13 @@ def test_what_cannot_be_honoured_is_refused_by_name(body, param):
         ({**HI, "cache_control": CACHED}, "cache_control"),
         ({**HI, "system": [{"type": "text", "text": "a", "cache_control": CACHED}]}, "cache_control"),
         ({**HI, "tools": [{"name": "f", "cache_control": CACHED}]}, "cache_control"),
+        ({**HI, "tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools of type web_search_20250305"),
+        ({**HI, "tools": [{"name": "f", "defer_loading": True}]}, "tools: defer_loading"),
+        ({**HI, "thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
+        ({**HI, "output_config": {"effort": "low"}}, "output_config.effort"),
+        ({**HI, "context_management": {"edits": []}}, "context_management"),
+        ({**HI, "client_metadata": {"session": "x"}}, "client_metadata"),
+        (saying({"type": "text", "text": "a"}, {"type": "server_tool_use", "id": "s"}), "blocks of type server_tool_use"),
         (saying({"type": "text", "text": "a", "cache_control": CACHED}), "cache_control"),
         (saying({"type": "tool_result", "tool_use_id": "c", "content": "boom", "is_error": True}), "tool_result.is_error"),
     ],
@@ -175,7 +185,7 @@ def test_an_answer_has_anthropics_shape():
         "role": "assistant",
         "model": "small-7b",
         "stop_sequence": None,
-        "usage": {"input_tokens": 7, "output_tokens": 3},
+        "usage": {**CACHES, "input_tokens": 7, "output_tokens": 3},
         "content": [{"type": "text", "text": "yes"}],
         "stop_reason": "end_turn",
     }
@@ -228,7 +238,7 @@ def test_a_stream_has_a_block_for_the_text_and_for_each_tool_call():
     assert found[5]["content_block"] == {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
     assert "".join(one["delta"]["partial_json"] for one in found if one.get("index") == 1 and "delta" in one) == '{"a":1}'
     assert found[-2]["delta"]["stop_reason"] == "tool_use"
-    assert found[-2]["usage"] == {"input_tokens": 7, "output_tokens": 3}
+    assert found[-2]["usage"] == {**CACHES, "input_tokens": 7, "output_tokens": 3}
 
 
 def test_a_stream_without_a_piece_has_one_empty_block():

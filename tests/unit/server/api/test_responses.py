@@ -65,7 +65,8 @@ def test_a_field_is_honoured_or_carried(field, value, expected):
         ("input", [], "input"),
         ("input", 1, "input"),
         ("input", ["a"], "input[0]"),
-        ("input", [{"type": "reasoning", "summary": []}], "input[0]"),
+        ("input", [{"type": "reasoning", "summary": "x"}], "input[0].summary"),
+        ("input", [{"type": "item_reference", "id": "x"}], "input[0]"),
         ("input", [{"role": [], "content": "a"}], "input[0]"),
         ("input", [{"role": "user", "content": 1}], "input[0].content"),
         ("input", [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}], "input[0].content[0]"),
@@ -76,12 +77,13 @@ def test_a_field_is_honoured_or_carried(field, value, expected):
         ("background", True, "background"),
         ("prompt", {"id": "p"}, "prompt"),
         ("max_tool_calls", 3, "max_tool_calls"),
-        ("reasoning", {"summary": "auto"}, "reasoning.summary"),
+        ("reasoning", {"summary": 1}, "reasoning.summary"),
         ("text", {"surprise": 1}, "text.surprise"),
         ("text", {"format": {"type": "xml"}}, "text.format.type"),
         ("text", "plain", "text"),
         ("stream_options", {"include_usage": True}, "stream_options.include_usage"),
-        ("tools", [{"type": "web_search"}], "tools[0]"),
+        ("tools", [{"type": "custom"}], "tools[0]"),
+        ("tools", [{"type": "namespace", "name": "x", "tools": [1]}], "tools[0].tools[0]"),
         ("tools", [{"type": "function"}], "tools[0]"),
         ("tool_choice", {"type": "allowed_tools"}, "tool_choice"),
         ("instructions", ["x"], "instructions"),
@@ -136,8 +138,7 @@ def test_a_conversation_is_said_in_the_words_of_a_chat():
     assert list(read(RESPONSES, body).request.messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "add"},
-        {"role": "assistant", "content": "ok"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **call}, {"id": "c2", **other}]},
+        {"role": "assistant", "content": "ok", "tool_calls": [{"id": "c1", **call}, {"id": "c2", **other}]},
         {"role": "tool", "tool_call_id": "c1", "content": "1"},
         {"role": "tool", "tool_call_id": "c2", "content": "2"},
         {
@@ -222,6 +223,9 @@ def test_a_stream_without_a_piece_has_one_empty_text():
     assert found[-1]["response"]["output"][0]["content"][0]["text"] == ""
 
 
-def test_an_error_in_a_stream_is_one_event():
+def test_an_error_in_a_stream_ends_it_as_failed():
     written = RESPONSES.events(asked(stream=True)).failed(HttpFailure(502, "broke", code="stream_interrupted"))
-    assert events(written)[0]["code"] == "stream_interrupted"
+    *_, error, failed = events(written)
+    assert (error["type"], error["code"]) == ("error", "stream_interrupted")
+    assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
+    assert failed["response"]["error"] == {"code": "stream_interrupted", "message": "broke"}

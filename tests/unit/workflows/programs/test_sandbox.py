@@ -6,13 +6,17 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from workflow_composer.errors import ProgramFault
 from workflow_composer.workflows.definition.model import CommandBody, ProgramLimits
 from workflow_composer.workflows.programs import launcher, sandbox
@@ -254,6 +258,40 @@ async def test_cancelling_ends_it(folder, way):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert alive(mark) == []
+
+
+@pytest.mark.integration
+def test_it_dies_with_its_parent(folder, tmp_path):
+    """Killed without a chance to say goodbye; the program's folder goes too."""
+    mark, made = f"mark-{os.getpid()}-parent", tmp_path / "made"
+    program = f"import pathlib, time; pathlib.Path({str(made)!r}).touch(); time.sleep(1000)"
+    code = (
+        "import asyncio, pathlib, sys, tempfile\n"
+        "from workflow_composer.workflows.definition.model import CommandBody, ProgramLimits\n"
+        "from workflow_composer.workflows.programs.command import run_command\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "body = CommandBody(argv=('python', '-c', sys.argv[2], sys.argv[3]))\n"
+        "limits = ProgramLimits(seconds=1000)\n"
+        "asyncio.run(run_command(body, given=None, files={}, limits=limits, folder=pathlib.Path(), private=False))\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "temporary"), program, mark]
+    parent = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        until(made.exists, parent)
+        assert len(alive(mark)) == 2  # the parent itself has the mark, too
+        parent.kill()
+        parent.wait()
+        until(lambda: not alive(mark) and not any((tmp_path / "temporary").iterdir()))
+    finally:
+        parent.kill()
+
+
+def until(condition, process=None):
+    ends, pause = time.monotonic() + 60, threading.Event()
+    while not condition():
+        assert time.monotonic() < ends, "it did not come to pass"
+        assert process is None or process.poll() is None, "the process has ended"
+        pause.wait(0.02)
 
 
 # --------------------------------------------------------------------------------------------------------------- network

@@ -25,7 +25,7 @@ def echo(model, prompt):
     return prompt.removeprefix("read ")
 
 
-async def test_groups_are_told_apart_by_type_and_stand_in_the_order_of_appearance(bench):
+async def test_keys_of_groups_keep_their_types_and_stand_in_the_order_of_appearance(bench):
     made = bench(echo)
     rows = [{"g": g, "t": str(at)} for at, g in enumerate(["A", "A", "B", "B", "B", None, "1", 1, "A"])]
     _, results = await made.over(made.flow(GROUPS), *rows)
