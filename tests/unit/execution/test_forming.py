@@ -318,3 +318,12 @@ async def test_a_vote_counts_only_what_passes_the_check(bench, fake):
     outcome = await b.executor.run(Plan((tier,)), code(check=check, form_retries=1), b.trace)
     assert (outcome.verdict.accepted, outcome.verdict.confidence, len(seen)) == (True, 1.0, 4)
     assert outcome.verdict.value == CODE.read(LONG.format(0)).value
+
+
+async def test_a_vote_with_tools_checks_texts_too(bench, fake):
+    check, seen = checking(None, "wrong", None, None)
+    b = bench(fake("one", *(LONG.format(at) for at in range(4))))
+    tier = Tier.of(b.candidates("one"), "one", samples=3, voting=Voting(target=0.9))
+    tools = ({"type": "function", "function": {"name": "look_up"}},)
+    await b.executor.run(Plan((tier,)), code(check=check, form_retries=1, tools=tools), b.trace)
+    assert len(seen) == 4

@@ -82,7 +82,8 @@ class Ballot:
 
     async def add(self, sample: Sample, member: int = 0) -> None:
         """Count one sample of this member."""
-        await self._kind.judge(sample)
+        if self._kind.judges:
+            await self._kind.judge(sample)
         answer = self._kind.read(sample)
         if answer is None and self._redrawn < self._redraws and not self._kind.is_free_text(sample):
             self._redrawn += 1

@@ -40,13 +40,15 @@ class VoteKind(ABC):
 
     unknown = ""
     """Why the groups are unknown, if they are."""
+    judges = False
+    """Whether samples must be judged before they are read."""
 
     @abstractmethod
     def read(self, sample: Sample) -> str | None:
         """Return what the sample votes for, as text; None: nothing that can be read."""
 
     async def judge(self, sample: Sample) -> None:
-        """Do what `read` needs and must wait for; called before the sample is read."""
+        """Do what `read` needs and must wait for."""
         return
 
     @abstractmethod
@@ -113,6 +115,7 @@ class FormVotes(VoteKind):
 
     def __init__(self, form: OutputForm, check: Check | None = None) -> None:
         self.form = form
+        self.judges = check is not None
         self._check = check
         self._passed: dict[str, bool] = {}
 
@@ -170,7 +173,13 @@ class ToolVotes(VoteKind):
     def __init__(self, tools: Sequence[Mapping[str, Any]], texts: VoteKind) -> None:
         self._names = {str((tool.get("function") or tool).get("name")) for tool in tools}
         self._texts = texts
+        self.judges = texts.judges
         self._calls: set[str] = set()
+
+    async def judge(self, sample: Sample) -> None:
+        """Judge a sample without a call."""
+        if not sample.tool_calls:
+            await self._texts.judge(sample)
 
     def read(self, sample: Sample) -> str | None:
         """Return the calls in one writing; None for arguments that are no JSON, and for a tool that was not offered."""
