@@ -9,6 +9,7 @@ is truncated, because the caller has already received it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -19,7 +20,44 @@ from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several, refuse_too_many
 from workflow_composer.execution.forming import formed
 from workflow_composer.plan import Plan, Tier
-from workflow_composer.types import Chunk, LLMRequest, Sample, Verdict
+from workflow_composer.types import Chunk, LLMRequest, Sample, TokenLogprob, Verdict
+
+_SHORT, _MOST_PIECES = 48, 256
+"""Characters of an answer that is delivered at once, and pieces of a longer one."""
+
+
+def pieces_of(sample: Sample) -> list[tuple[str, tuple[TokenLogprob, ...]]]:
+    """Return the text of an answer that was judged as a whole in pieces, each with its tokens, as clients expect of streams.
+
+    >>> [text for text, _ in pieces_of(Sample("one two three " * 8))][:2]
+    ['one two three one two three one two three one two ', 'three one two three one two three one two three ']
+    """
+    text, tokens = sample.text, sample.logprobs or ()
+    size = max(_SHORT, len(text) // _MOST_PIECES)
+    parts: list[tuple[str, tuple[TokenLogprob, ...]]]
+    if tokens and "".join(token.token for token in tokens) == text:
+        parts = [(token.token, (token,)) for token in tokens]
+    elif tokens:
+        return [(text, tokens)]
+    else:
+        parts = [(word, ()) for word in _WORD.findall(text)]
+    found: list[tuple[str, tuple[TokenLogprob, ...]]] = []
+    said: list[str] = []
+    heard: list[TokenLogprob] = []
+    length = 0
+    for part, own in parts:
+        said.append(part)
+        heard += own
+        length += len(part)
+        if length >= size:
+            found.append(("".join(said), tuple(heard)))
+            said, heard, length = [], [], 0
+    if said or not found:
+        found.append(("".join(said), tuple(heard)))
+    return found
+
+
+_WORD = re.compile(r"\s*\S{1,4096}\s?|\s+")
 
 
 class StreamRun:
@@ -63,15 +101,21 @@ class StreamRun:
                 ascent.failed(index, error)
         self.outcome = found = ascent.outcome()
         self.at = (found.tier, found.candidate, found.fallback_depth)
-        sample = self.outcome.answer
+        sample, model = self.outcome.answer, self.outcome.model
+        *first, (text, logprobs) = pieces_of(sample)
+        reasoning = sample.reasoning
+        for part, tokens in first:
+            yield Chunk(part, logprobs=tokens, model=model, reasoning=reasoning)
+            reasoning = ""
         yield Chunk(
-            sample.text,
+            text,
             sample.finish_reason or "stop",
             sample.tool_calls,
-            sample.logprobs or (),
+            logprobs,
             self._trace.usage,
-            self.outcome.model,
-            reasoning=sample.reasoning,
+            model,
+            reasoning=reasoning,
+            stop=sample.stop,
         )
 
     async def _live(self, index: int, tier: Tier) -> AsyncGenerator[Chunk, None]:

@@ -136,11 +136,15 @@ class AskedAgain:
         return lines
 
 
-class _RowPace(Limiter):
-    """As many rows at a time as calls may be under way."""
+class RowPace(Limiter):
+    """As many rows at a time as calls may be under way, and no more than the run's budget can bring to their end.
 
-    def __init__(self, gate: CallGate) -> None:
-        self._gate = gate
+    A row costs as much as the dearest one so far. The budget thus goes to rows that have begun; the others wait until it is
+    known that something is left for them.
+    """
+
+    def __init__(self, gate: CallGate, account: MoneyAccount) -> None:
+        self._gate, self._account, self._dearest = gate, account, 0.0
         super().__init__()
 
     @property
@@ -151,7 +155,13 @@ class _RowPace(Limiter):
     @property
     def room(self) -> bool:
         """Whether another row may begin."""
-        return self.in_flight < self.limit
+        if not self.in_flight:
+            return True
+        return self.in_flight < self.limit and self._dearest * (self.in_flight + 1) <= self._account.own_room
+
+    def learn(self, cost: float) -> None:
+        """Take what a row has cost."""
+        self._dearest = max(self._dearest, cost)
 
 
 @dataclass(slots=True)
@@ -334,10 +344,11 @@ class WorkflowRun:
     ) -> None:
         """Compute every row as far as it goes now."""
         self._spool.run_results = dict(self._run_results)
-        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results)))
+        pace = RowPace(self.gate, self.account)
+        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results)), pace)
         first = not self.counts
         tally = self.tally if first else Tally(len(self.source))
-        await run_jobs(self._jobs(), work, work, tally=tally, limiter=_RowPace(self.gate), progress=progress, stop=kill)
+        await run_jobs(self._jobs(), work, work, tally=tally, limiter=pace, progress=progress, stop=kill)
         self._merge(this.counts)
 
     def _jobs(self) -> Iterator[RunRow]:
@@ -437,8 +448,8 @@ class WorkflowRun:
 class _RowWork:
     """Computes rows, and keeps what became of them: the answers and the journal of the one runner of rows."""
 
-    def __init__(self, run: WorkflowRun, this: _Pass, world: World) -> None:
-        self._run, self._pass, self._world = run, this, world
+    def __init__(self, run: WorkflowRun, this: _Pass, world: World, pace: RowPace | None = None) -> None:
+        self._run, self._pass, self._world, self._pace = run, this, world, pace
 
     async def __call__(self, row: RunRow, budget: float | None) -> RowDone:
         """Compute a row."""
@@ -454,6 +465,8 @@ class _RowWork:
     def append(self, record: RowDone) -> None:
         """Keep an outcome."""
         self._run._spool.put(record)
+        if self._pace is not None:
+            self._pace.learn(record.cost)
 
     def sync(self) -> None:
         """Flush the journal of answers to disk."""

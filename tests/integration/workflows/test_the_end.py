@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -299,6 +301,34 @@ def test_g39_a_second_ctrl_c_ends_at_once(desk):
     desk.small.forget().says("", lambda call: f"R({call.prompt})")
     desk.run("--concurrency", "32").ended(DONE)
     assert desk.calls == 992
+
+
+@pytest.mark.xfail(strict=True, reason="the service does not offer workflows as models")
+def test_g39_over_the_network_a_client_that_goes_away_ends_the_remaining_steps(desk):
+    desk.small.says("first", Said("one", delay=0.3))
+    desk.file("""
+        workflow: chain
+        inputs: {t: text}
+        steps:
+          a: {prompt: "first {{ t }}"}
+          b: {prompt: "second {{ a }}"}
+        output: {b: "{{ b }}"}
+        stream: b
+    """)
+    process = desk.start("serve", "--port", "0", "--json")
+    try:
+        place = urlsplit(json.loads(process.stdout.readline())["url"])
+        client = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+        body = {"model": "workflow:chain", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+        client.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        asked = desk.small.server.wait_for(lambda _: desk.small.count("first") == 1, 5)
+        client.close()
+        assert asked
+        time.sleep(1)  # the step that must not come would have come
+        assert desk.small.count("second") == 0
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 WHO = """

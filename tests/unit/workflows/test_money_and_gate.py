@@ -9,6 +9,7 @@ from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, RunBud
 from workflow_composer.types import Attempt, LLMRequest
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime, RefusalCap
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
+from workflow_composer.workflows.run import RowPace
 
 
 def estimate(dollars):
@@ -213,3 +214,20 @@ async def test_one_of_a_name_at_a_time():
 
     await asyncio.gather(*(work(name) for name in "aabab"))
     assert set(most) == {1}
+
+
+def test_no_more_rows_begin_than_the_budget_can_bring_to_their_end():
+    account = MoneyAccount(1.0)
+    pace = RowPace(CallGate(8), account)
+    pace.begin()
+    assert pace.room, "nothing is known of what a row costs"
+    pace.learn(0.3)
+    pace.begin()
+    assert pace.room, "three rows of .3 fit"
+    pace.begin()
+    assert not pace.room, "a fourth does not"
+    account.charged(0.2, 0)
+    for _ in range(3):
+        pace.end(well=True)
+    account.room -= 0.9
+    assert pace.room, "one alone may always try"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.workflows.running.kit import Bench
 from workflow_composer.batch.datasets.table import read_table
+from workflow_composer.cli.main import run as cli
 from workflow_composer.errors import InputError
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.keeping.earlier_run import EarlierRun, differing
@@ -200,3 +201,51 @@ async def test_memory_grows_by_bytes_a_row_and_not_by_its_answers(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 1500 * 4000 / 8, peaks
+
+
+# ------------------------------------------------------------------------------------------ commands that look at a run
+
+
+def command(*arguments):
+    return cli(["workflow", *map(str, arguments)])
+
+
+async def test_commands_show_compare_answer_and_forget_a_run(desk, capsys):
+    desk.text = """
+        workflow: person
+        inputs: {t: text}
+        steps:
+          p: {human: "Is {{ t }} good?", answer: [good, bad]}
+          b: {prompt: "second {{ t }}"}
+        output: {b: "{{ b }}", p: "{{ p }}"}
+    """
+    await desk.run()
+    output = desk.folder / "out.jsonl"
+
+    def does(*arguments):
+        code = command(*arguments)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    code, out, _ = does("answer", output, "--json")
+    assert (code, [one["row"] for one in json.loads(out)["waiting"]]) == (0, [1, 2, 3])
+    assert "good?" not in out, "questions may hold private text"
+    assert does("answer", output, "--row", "2", "--value", "god")[0] == 2
+    assert "did you mean 'good'" in does("answer", output, "--row", "2", "--value", "god")[2]
+    assert does("answer", output, "--row", "2", "--value", "good")[0] == 0
+    assert does("answer", output, "--row", "2", "--value", "good")[0] == 2, "it does not wait any more"
+    await desk.run()
+    code, out, _ = does("show", output, "--json")
+    shown = json.loads(out)
+    assert (code, shown["rows"][1]["steps"]["p"]["origin"], shown["answers"]) == (0, "person", 3)
+    code, out, _ = does("show", output)
+    assert (code, "b" in out, "1 done, person" in out) == (0, True, True)
+    code, out, _ = does("show", output, "--row", "2")
+    assert (code, "small" in out, "r1" in out) == (0, True, False)
+    await desk.run("other.jsonl")
+    code, out, _ = does("diff", output, desk.folder / "other.jsonl")
+    assert code == 1, "one of them has a person's answer"
+    assert does("diff", output, output)[0] == 0
+    assert does("forget", output)[0] == 2, "without --yes nobody is asked here"
+    assert does("forget", output, "--yes")[0] == 0
+    assert does("show", output)[0] == 2

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from workflow_composer.answers.output_form import output_form
+from workflow_composer.cli.workflow.scripted_models import FlowTest, ScriptedModels
 from workflow_composer.errors import AllCandidatesFailed, InputError
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.types import LLMRequest
 from workflow_composer.workflows.definition.loading import load_workflow
-from workflow_composer.workflows.scripted import FlowTest, ScriptedModels
 
 PROFILE = """
 profile_name: two

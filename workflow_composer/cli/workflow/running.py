@@ -16,20 +16,20 @@ from workflow_composer.cli.interrupt import run_finishing
 from workflow_composer.cli.output import SOME_FAILED, dollars, print_json, print_table
 from workflow_composer.cli.progress import DecisionLog, progress_for
 from workflow_composer.cli.state import State
+from workflow_composer.cli.workflow.scripted_models import ScriptedModels
 from workflow_composer.errors import InputError, RunBudgetReached, WorkflowFileError
 from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
 from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
-from workflow_composer.workflows.scripted import ScriptedModels
 
 if TYPE_CHECKING:
+    from workflow_composer.cli.workflow.scripted_models import FlowTest
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.workflows.definition.model import Workflow
     from workflow_composer.workflows.keeping.run_report import RunReport
-    from workflow_composer.workflows.scripted import FlowTest
 
 WAITING = 8
 """Exit code of a run in which persons must answer."""

@@ -44,7 +44,7 @@ def test_command(state: State, /, **options: Any) -> int:
     Exit codes: 0 as expected; 1 not; 2 wrong file, table or usage.
     """
     from workflow_composer.cli.workflow.running import Rehearsal
-    from workflow_composer.workflows.scripted import FlowTest
+    from workflow_composer.cli.workflow.scripted_models import FlowTest
 
     test = FlowTest.read(options["script"])
     with tempfile.TemporaryDirectory(prefix="workflow-") as place:

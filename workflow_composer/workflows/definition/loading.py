@@ -206,6 +206,8 @@ class _FileLoader:
     def _model(self, target: str, path: KeyPath) -> None:
         try:
             names = targets_of(self.config, target)
+            if not names:
+                self.faults.add(path, "the profile has no tiers for a cascade", "add tiers to it, or write a routing string")
         except MarkerError as error:
             self.faults.add(path, str(error), "example: mv_cascade_small_k4_t0.7_large_k1_t0.0")
             return

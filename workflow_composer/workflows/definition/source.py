@@ -25,6 +25,9 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
+_NOTHING = ("", "~", "null")
+
+
 class Word(str):
     """A scalar as it was written: ``line`` is that of its first character, ``quoted`` whether it surely is text."""
 
@@ -86,7 +89,7 @@ class FileFaults(Problems):
 
     def text(self, value: Any, path: KeyPath, what: str = "text") -> Word | None:
         """Return a text; None, after a fault, for anything else."""
-        if isinstance(value, Word) and (value or value.quoted):
+        if isinstance(value, Word) and (value.quoted or value.lower() not in _NOTHING):
             return value
         self.add(path, f"found {_kind(value)}", f"allowed: {what}")
         return None
@@ -176,7 +179,7 @@ class FileFaults(Problems):
 
 def _kind(value: Any) -> str:
     if isinstance(value, Word):
-        return repr(str(value)) if value or value.quoted else "nothing"
+        return repr(str(value)) if value.quoted or value.lower() not in _NOTHING else "nothing"
     return "a mapping" if isinstance(value, Mapping) else "a list" if isinstance(value, (list, tuple)) else "nothing"
 
 

@@ -169,6 +169,7 @@ class StepReader:
             reduce=self._reduce(tree, path),
             on_error=self._on_error(tree, path, form),
             release=self._release(tree, path, form),
+            waits=self._waits(tree["waits"], (*path, "waits"), form) if "waits" in tree else None,
             **self._plain_keys(tree, path),
         )
 
@@ -185,7 +186,6 @@ class StepReader:
             "share": faults.truth,
             "limits": self._limits,
             "accept": self._accept,
-            "waits": self._waits,
             "files": lambda value, at: self.values(value, at, "file names with their texts", self.template),
         }
         read = {key: rule(tree[key], (*path, key)) for key, rule in rules.items() if key in tree}
@@ -304,6 +304,8 @@ class StepReader:
 
     def _form(self, value: Any, path: KeyPath) -> OutputForm:
         """Read the form of an answer; after a fault, one of which nothing is known."""
+        if isinstance(value, Word) and self.faults.text(value, path, "a form, such as text or [yes, no]") is None:
+            return output_form({"json_schema": {}})
         try:
             with modules_beside(self.folder):
                 return output_form(as_plain(value, as_written=True), folder=self.folder)
@@ -340,7 +342,7 @@ class StepReader:
             self.faults.add(path, "does not fit the answer's form", problem)
         return made
 
-    def _waits(self, value: Any, path: KeyPath) -> Waits | None:
+    def _waits(self, value: Any, path: KeyPath, form: OutputForm | None) -> Waits | None:
         found = self.faults.mapping(value, path, "{at_most: 7d, then: VALUE or fail}")
         self.faults.only(found, path, ("at_most", "then"))
         if "at_most" not in found or "then" not in found:
@@ -348,7 +350,9 @@ class StepReader:
             return None
         longest, then = self.faults.seconds(found["at_most"], (*path, "at_most")), found["then"]
         fails = isinstance(then, Word) and then == "fail" and not then.quoted
-        return None if longest is None else Waits(longest, None if fails else as_plain(then), fails)
+        return (
+            None if longest is None else Waits(longest, None if fails else self._valid(then, (*path, "then"), form), fails)
+        )
 
     def _limits(self, value: Any, path: KeyPath) -> ProgramLimits:
         found = self.faults.mapping(value, path, "{time: 10s, memory: 512M, network: none}")

@@ -135,6 +135,11 @@ FAULTS = {
     "one choice": (of_steps("b: {prompt: x, answer: [one]}"), 5, "one choice"),
     "truth values as choices": (of_steps("b: {prompt: x, answer: [true, false]}"), 5, "truth|in quotes"),
     "no such schema": (of_steps("b: {prompt: x, answer: {json_schema: none.json}}"), 5, "none.json"),
+    "no form": (of_steps("b: {prompt: x, answer: }"), 5, "found nothing"),
+    "no prompt": (of_steps("b: {prompt: null}"), 5, "found nothing"),
+    "empty prompt": (of_steps("b: {prompt: ' '}"), 5, "is empty"),
+    "value after waiting": (of_steps("b: {human: x, answer: [c, d], waits: {at_most: 3d, then: e}}"), 5, "not one of"),
+    "cascade without tiers": (of_steps("b: {prompt: x, model: cascade}"), 5, "no tiers"),
     # programs, models, nested workflows
     "argv": (of_steps("b: {command: ls -l}"), 5, "list of the program"),
     "python target": (of_steps("b: {python: names.merge}"), 5, "module:function"),
