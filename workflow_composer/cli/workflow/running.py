@@ -37,21 +37,21 @@ WAITING = 8
 _MOST_REASONS = 5
 
 
-def loaded(file: Path, table: Table | None, config: StrategyConfig, environ: Mapping[str, str]) -> Workflow:
+def loaded(file: Path, table: Table | None, config: StrategyConfig) -> Workflow:
     """Load a workflow and check it against a profile and a table. Rows of JSON lines may have more columns than the first.
 
     Raises `WorkflowFileError`.
     """
     try:
         columns = None if table is None else list(table.names)
-        return load_workflow(file, config=config, columns=columns, environ=environ)
+        return load_workflow(file, config=config, columns=columns)
     except WorkflowFileError:
         if table is None:
             raise
         every = dict.fromkeys(name for row in table.rows() for name in row.values)
         if every.keys() <= set(table.names):
             raise
-        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])], environ=environ)
+        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])])
 
 
 def numbers_of(text: str, most: int) -> frozenset[int]:
@@ -105,7 +105,7 @@ class RunSession:
         state.log = DecisionLog(state.log_file)
         orchestrator = state.open(state, None)
         try:
-            return loaded(options["file"], table, orchestrator.config, state.environ), table, orchestrator
+            return loaded(options["file"], table, orchestrator.config), table, orchestrator
         except BaseException:
             orchestrator.close()
             raise

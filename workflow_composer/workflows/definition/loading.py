@@ -34,7 +34,6 @@ def load_workflow(
     *,
     config: StrategyConfig,
     columns: Sequence[str] | None = None,
-    environ: Mapping[str, str] | None = None,
 ) -> Workflow:
     """Read a workflow, and check it against a profile and the columns of a table (None: no table is known yet).
 
