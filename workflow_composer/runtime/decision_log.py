@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO, cast
 
 from workflow_composer.config.redaction import scrub
 from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.errors import AuthenticationFailed
 from workflow_composer.execution.call import Trace
 from workflow_composer.execution.fault import fault_of
 from workflow_composer.metrics.record import RoutingMetric
@@ -22,6 +23,7 @@ from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict, t
 
 DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
 
+NO_NAMES: tuple[str, ...] = ()
 LOGGER = "workflow_composer"
 """The name of the logger, of structlog and of `logging`."""
 
@@ -169,11 +171,13 @@ def metric_of(
         usage, cost = trace.total
         last = trace.attempts[-1] if trace.attempts else None
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
-    attempts = trace.attempts
+    attempts, refused = trace.attempts, NO_NAMES
     if len(attempts) == 1:
         cost_known, estimated = attempts[0].priced, attempts[0].estimated
     else:
         cost_known, estimated = all(one.priced for one in attempts), any(one.estimated for one in attempts)
+    if error is not None or len(attempts) > 1:
+        refused = tuple(one.name for one in attempts if one.error_type == AuthenticationFailed.__name__)
     overhead = seconds - trace.waited
     now = time.time()
     # Positional: twenty keyword arguments would take longer than the rest of this function.
@@ -206,6 +210,7 @@ def metric_of(
         cost_known,
         estimated,
         None if error is None else fault_of(error),
+        refused,
     )
 
 
