@@ -30,8 +30,8 @@ class RoutingMetric:
     plan was chosen; ``decision`` (only with debugging on) gives all details: plan, what was left out, attempts, error.
     ``cost_known`` is False if the profile has no price for a model that was called, so that ``cost`` is only what is known;
     ``estimated``: a server reported no tokens, or a call was broken off. ``refused_keys`` names the models that were called
-    in vain because their servers refused the service's key (401, 403), or it was not set; once for each such call. The line of
-    JSON has these three only if they are not the rule.
+    in vain because their servers refused the service's key (401, 403), or it was not set; once for each such call. The line
+    of JSON has these three only if they are not the rule.
     """
 
     timestamp: str

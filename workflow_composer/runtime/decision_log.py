@@ -6,7 +6,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, cast
 
@@ -171,15 +171,12 @@ def metric_of(
         usage, cost = trace.total
         last = trace.attempts[-1] if trace.attempts else None
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
-    attempts, refused = trace.attempts, NO_NAMES
+    attempts = trace.attempts
     if len(attempts) == 1:
         cost_known, estimated = attempts[0].priced, attempts[0].estimated
     else:
         cost_known, estimated = all(one.priced for one in attempts), any(one.estimated for one in attempts)
-    if error is not None or len(attempts) > 1:
-        refused = tuple(one.name for one in attempts if one.error_type == AuthenticationFailed.__name__)
-    overhead = seconds - trace.waited
-    now = time.time()
+    overhead, now = seconds - trace.waited, time.time()
     # Positional: twenty keyword arguments would take longer than the rest of this function.
     return RoutingMetric(
         f"{_to_the_second(int(now))}.{int(now % 1.0 * 1000.0):03d}+00:00",  # timestamp
@@ -210,8 +207,13 @@ def metric_of(
         cost_known,
         estimated,
         None if error is None else fault_of(error),
-        refused,
+        refused_in(attempts) if error is not None or len(attempts) > 1 else NO_NAMES,
     )
+
+
+def refused_in(attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    """Return the models whose servers refused the service's key, once for each attempt."""
+    return tuple(one.name for one in attempts if one.error_type == AuthenticationFailed.__name__)
 
 
 @functools.lru_cache(maxsize=1)

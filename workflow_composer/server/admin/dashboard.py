@@ -149,7 +149,8 @@ class Dashboard:
         clouds = found.resources.cloud_apis.items()
         states.update({name: (ready, "cloud" if ready else "cloud; API key not set") for name, ready in clouds})
         return [
-            {"name": name, "healthy": healthy, "detail": detail, "breaker": breakers.get(name)} | _refusals(refused.get(name))
+            {"name": name, "healthy": healthy, "detail": detail, "breaker": breakers.get(name)}
+            | _refusals(refused.get(name))
             for name, (healthy, detail) in states.items()
         ]
 
