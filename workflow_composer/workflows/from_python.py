@@ -57,7 +57,7 @@ class WorkflowResult:
 
     ``state`` is done, failed (some rows are), waiting (for people), or "stopped: budget" or "stopped: deadline"; ``counts``
     has the rows by state. ``cost`` (dollars) is that of all runs of the journal, ``cost_now`` and ``calls`` are of this
-    one; ``kept`` answers came from the journal. ``journal`` and ``output`` are files, None where nothing was kept or written.
+    one; ``kept`` answers came from the journal. ``journal`` and ``output`` are files, None where there is none.
     ``rows`` are the output's rows, ``tables`` those of the workflow's further tables. ``report`` is all that
     ``workflow run --json`` prints, step by step.
     """

@@ -78,7 +78,8 @@ def opened(
 ) -> tuple[Workflow, Table | GivenRows]:
     """Return a workflow (of a path, a `WorkflowBuilder` or itself), checked against a profile and its rows, and the rows.
 
-    Nothing is called. Raises `InputError` for rows that cannot be read, `WorkflowFileError` and `ProfileNotFound` for the workflow.
+    Nothing is called. Raises `InputError` for rows that cannot be read; for the workflow `WorkflowFileError` and
+    `ProfileNotFound`.
     """
     table = read_table(rows, asks=False) if isinstance(rows, (str, Path)) else GivenRows(rows)
     if isinstance(workflow, WorkflowBuilder):
