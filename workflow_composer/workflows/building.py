@@ -93,7 +93,6 @@ class RunSettings(TypedDict, total=False):
 
     budget: Mapping[str, float | str]
     deadline: Mapping[str, str]
-    when_low: Literal["stop", "cheaper"]
     key: str
     stream: str
 

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
+from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.types import ANY_TASK
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
@@ -215,7 +216,7 @@ class WorkflowRun:
         self._run_results: dict[str, StepResult] = {}
         sources = WorkflowSources(workflow)
         self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
-        self._meanings = StepMeanings(models.config, programs=sources)
+        self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
         self._rooms: dict[int, tuple[Step, int | None]] = {}
         self._began = time.monotonic()
         self.world = World(
@@ -490,6 +491,17 @@ def _anew(workflow: Workflow, options: RunOptions) -> frozenset[str]:
             if read_by(workflow.steps[name]) & found:
                 found.add(name)
     return frozenset(found)
+
+
+def _context_of(config: StrategyConfig) -> Callable[[Step], Sequence[str]]:
+    """Return a function that returns the pins of the templates that are put before a step's messages."""
+    contexts = Contexts.of(config.task_contexts, base=config.directory)
+
+    def pins(step: Step) -> Sequence[str]:
+        own = step.body.context if isinstance(step.body, PromptBody) else None
+        return contexts.of_request(own, step.task or ANY_TASK).pins
+
+    return pins
 
 
 def _served(counts: RunCounts) -> dict[str, dict[str, int]]:

@@ -100,6 +100,18 @@ async def test_what_changed_is_said_with_its_price_before_it_is_asked(desk):
         assert (await run.changes()).told() == []
 
 
+async def test_what_stands_before_the_messages_is_part_of_a_question(tmp_path):
+    """A context template whose text changes, as of a task's in the profile."""
+    desk, calls = Table(tmp_path), []
+    template = tmp_path / "lab.md"
+    for text in ("Be brief.", "Be brief.", "Be exact."):
+        template.write_text(f"---\nname: lab\nversion: 1\ndescription: How.\n---\n{text}\n")
+        desk.bench = Bench(tmp_path, lambda model, prompt: "same", {"task_contexts": {"*": [str(template)]}})
+        await desk.run()
+        calls.append(desk.bench.calls)
+    assert calls == [6, 0, 6]
+
+
 async def test_rows_steps_and_redoing_may_be_named(desk):
     await desk.run(rows=frozenset({1}))
     assert desk.bench.prompts == ["first r1", "second <first r1>"]

@@ -262,7 +262,7 @@ class _FileLoader:
                     if of in found:
                         made[f"{of}_{key}"] = read(found[of], (key, of))
         if "when_low" in tree:
-            made["when_low"] = faults.one_of(tree["when_low"], ("when_low",), ("stop", "cheaper")) or "stop"
+            faults.one_of(tree["when_low"], ("when_low",), ("stop",))  # the only way that there is
         if "key" in tree:
             known = list(inputs if columns is None else columns)
             made["key"] = str(tree["key"])

@@ -258,7 +258,6 @@ class Workflow:
     row_budget: float | None = None
     run_deadline: float | None = None
     row_deadline: float | None = None
-    when_low: Literal["stop", "cheaper"] = "stop"
     digest: str = ""
     notes: Sequence[str] = ()
 

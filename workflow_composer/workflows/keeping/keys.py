@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.form import as_data
@@ -120,7 +120,7 @@ _KINDS = {PromptBody: "prompt", CommandBody: "command", PythonBody: "python", Ne
 class StepMeanings:
     """What the answers of a step depend on, beside what is filled in: models, form, limits, programs. Computed once a step.
 
-    ``context_of`` returns the text that a task's or a step's own context templates put before the messages. ``programs`` see
+    ``context_of`` returns the pins of the context templates that a request of the step gets. ``programs`` see
     `ProgramDigests`.
     """
 
@@ -129,7 +129,7 @@ class StepMeanings:
         config: StrategyConfig,
         *,
         programs: ProgramDigests = lambda body: {},
-        context_of: Callable[[Step], str] = lambda step: "",
+        context_of: Callable[[Step], Sequence[str]] = lambda step: (),
     ) -> None:
         self._config, self._programs, self._context_of = config, programs, context_of
         self._known: dict[int, tuple[Step, Mapping[str, str]]] = {}
@@ -152,7 +152,7 @@ class StepMeanings:
         if isinstance(body, PromptBody):
             found |= self._model(step.model, step.task)
             found |= {"temperature": step.temperature, "tokens": step.tokens, "tools": [dict(t) for t in body.tools or ()]}
-            found["context"] = self._context_of(step)
+            found["context"] = list(self._context_of(step))
             found[WRITTEN] = [body.prompt.text, None if body.system is None else body.system.text]
         elif isinstance(body, (CommandBody, PythonBody)):
             found |= self._program(body)
