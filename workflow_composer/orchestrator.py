@@ -60,7 +60,9 @@ if TYPE_CHECKING:
         RequestFields,
         RowFields,
         Schema,
+        WorkflowFields,
     )
+    from workflow_composer.workflows.from_python import AnyWorkflow, TableOrRows, WorkflowResult
 
     V = TypeVar("V", default=Any)
 
@@ -334,6 +336,14 @@ class ModelOrchestrator(ActiveStrategy):
         fields = self._formed(options, schema)
         return await run_many(self.agenerate, prompts, config=self.config, environ=self._environ, **fields)
 
+    async def arun_workflow(
+        self, workflow: AnyWorkflow, rows: TableOrRows, **options: Unpack[WorkflowFields]
+    ) -> WorkflowResult:
+        """Run a workflow over rows; see `workflow_composer.workflows.from_python.run_workflow`."""
+        from workflow_composer.workflows.from_python import run_workflow
+
+        return await run_workflow(self, workflow, rows, **options)
+
     def plan(self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]) -> Plan:
         """Return the plan for a request; sends nothing."""
         return self.prepare(prompt, schema=schema, **fields)[1]
@@ -438,6 +448,10 @@ class ModelOrchestrator(ActiveStrategy):
         Ctrl-C cancels running calls and closes the journal, so that the same call resumes there.
         """
         return self._thread.run(self.arun_batch(rows, **options), patience=_CLOSING)
+
+    def run_workflow(self, workflow: AnyWorkflow, rows: TableOrRows, **options: Unpack[WorkflowFields]) -> WorkflowResult:
+        """Synchronous `arun_workflow`; Ctrl-C and ``progress`` as in `run_batch`."""
+        return self._thread.run(self.arun_workflow(workflow, rows, **options), patience=_CLOSING)
 
     def switch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
         """Synchronous `aswitch_strategy`."""

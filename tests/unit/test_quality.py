@@ -126,6 +126,7 @@ MECHANISMS = {
         "cli/workflow/try_out.py",
         "storage/lines.py",
         "storage/replacing.py",
+        "workflows/from_python.py",
         "workflows/programs/sandbox.py",
     },
     "os.fsync": {"storage/replacing.py"},

@@ -111,3 +111,13 @@ class BatchFields(RunFields, total=False):
     journal: Required[str | Path]
     schema: Any
     progress: Callable[[Any], None] | None
+
+
+class WorkflowFields(TypedDict, total=False):
+    """What `ModelOrchestrator.run_workflow` takes besides the workflow and its rows."""
+
+    output: str | Path | None
+    journal: str | Path | None
+    budget: Mapping[str, float] | None
+    concurrency: int | None
+    progress: bool | Callable[[Any], None]

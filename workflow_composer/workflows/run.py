@@ -31,7 +31,7 @@ from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
 from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnswers, answers_beside
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
-from workflow_composer.workflows.keeping.rows import RowSource, RunRow
+from workflow_composer.workflows.keeping.rows import RowSource, RunRow, RunTable
 from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
 from workflow_composer.workflows.keeping.written import WrittenTables
 from workflow_composer.workflows.programs.digests import WorkflowSources
@@ -43,7 +43,6 @@ from workflow_composer.workflows.running.steps import read_by
 from workflow_composer.workflows.running.world import StopSign, World
 
 if TYPE_CHECKING:
-    from workflow_composer.batch.datasets.table import Table
     from workflow_composer.batch.run.runner import Generate
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.plan import Plan
@@ -176,17 +175,18 @@ class _Pass:
 class WorkflowRun:
     """A run of a workflow over a table. Use as a context manager: it holds the journal's lock. Raises `InputError`.
 
-    ``progress`` is called with a `Tally` after each row, ``tell`` with lines for people before anything is asked.
+    ``output`` is the table to write (None: none), ``journal`` the file of answers; None: the one beside ``output``.
     """
 
     def __init__(
         self,
         workflow: Workflow,
-        table: Table,
-        output: Path,
+        table: RunTable,
+        output: Path | None,
         models: ModelSource,
         options: RunOptions | None = None,
         *,
+        journal: Path | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.options = options = options or RunOptions()
@@ -197,9 +197,13 @@ class WorkflowRun:
             row_budget=workflow.row_budget if options.row_budget is None else options.row_budget,
         )
         self.table, self.output, self.models = table, output, models
-        self.written = WrittenTables(self.workflow, output, table)
+        if journal is None:
+            if output is None:
+                raise InputError("a run needs an output or a journal", hint="name one of them")
+            journal = journal_beside(output)
+        self.written = WrittenTables(self.workflow, output, table, journal)
         self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
-        self.journal = WorkflowJournal.open(journal_beside(output))
+        self.journal = WorkflowJournal.open(journal)
         self.stopped = StopSign()
         limit = math.inf if self.workflow.run_budget is None else self.workflow.run_budget
         self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
@@ -387,6 +391,11 @@ class WorkflowRun:
 
     # ------------------------------------------------------------------------------------------------------------ the end
 
+    def take_outcomes(self) -> tuple[OutcomeSpool, Mapping[str, list[Mapping[str, Any]]]]:
+        """Return the rows' outcomes, which the caller then closes, and the rows of the further tables by name."""
+        spool, self._spool = self._spool, OutcomeSpool()
+        return spool, self.written.further(Scope({}, self._run_results))
+
     async def _finish(self) -> RunReport:
         why = self.stopped.why if self.stopped.is_set() else ""
         if why != CANCELLED:
@@ -414,7 +423,7 @@ class WorkflowRun:
             cost_now=spent,
             seconds=time.monotonic() - self._began,
             journal=str(self.journal.path),
-            output=str(self.output),
+            output="" if self.output is None else str(self.output),
             unreadable=self.journal.counts.unreadable,
             tables=tables,
             served=_served(self.counts),

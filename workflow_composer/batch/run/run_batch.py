@@ -260,8 +260,8 @@ class _Rows:
         fields: Mapping[str, Any],
     ) -> None:
         self._budget, concurrency, retries = limits
-        self._limiter = Limiter.of(_whole("concurrency", concurrency, 1))
-        self._retries = _whole("retries", retries, 0) or 0
+        self._limiter = Limiter.of(whole_number("concurrency", concurrency, 1))
+        self._retries = whole_number("retries", retries, 0) or 0
         library = Library(environ=environ)
         if fields.get("context") is not None:
             names = fields["context"]
@@ -299,8 +299,8 @@ class _Rows:
 class Shown:
     """Shows a run's progress on one line of a terminal or a notebook; elsewhere it writes a line now and then."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, *, what: str = "answers") -> None:
+        self._stream, self._what = stream, what
         self._live = stream.isatty() or "ipykernel" in sys.modules
         self._interval = 0.1 if self._live else 5.0
         self._clock = clock
@@ -311,7 +311,7 @@ class Shown:
         """Show the tally, unless it was shown a moment ago."""
         failed = f", {tally.errors} failed" if tally.errors else ""
         left = "" if tally.seconds_left is None else f", {tally.seconds_left:.0f} s left"
-        self._text = f"{tally.done}/{tally.total} answers{failed}, ${tally.cost_now:.4g}{left}"
+        self._text = f"{tally.done}/{tally.total} {self._what}{failed}, ${tally.cost_now:.4g}{left}"
         now = self._clock()
         if now - self._last >= self._interval:
             self._last = now
@@ -358,7 +358,8 @@ def _identity(config: StrategyConfig, fields: Mapping[str, Any]) -> str:
     return json.dumps([config.profile_name, models, asked], sort_keys=True, default=as_data)
 
 
-def _whole(name: str, value: int | None, least: int) -> int | None:
+def whole_number(name: str, value: int | None, least: int) -> int | None:
+    """Return an argument that is None or an integer of at least ``least``. Raises `InputError`."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise InputError(f"invalid {name}: {value!r}", hint=f"give an integer of at least {least}")
     return value

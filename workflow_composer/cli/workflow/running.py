@@ -17,16 +17,15 @@ from workflow_composer.cli.output import SOME_FAILED, dollars, print_json, print
 from workflow_composer.cli.progress import DecisionLog, progress_for
 from workflow_composer.cli.state import State
 from workflow_composer.cli.workflow.scripted_models import ScriptedModels
-from workflow_composer.errors import InputError, RunBudgetReached, WorkflowFileError
+from workflow_composer.errors import InputError, RunBudgetReached
 from workflow_composer.storage.lines import objects
-from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
 from workflow_composer.workflows.keeping.journal import journal_beside
+from workflow_composer.workflows.opening import loaded
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
 
 if TYPE_CHECKING:
     from workflow_composer.cli.workflow.scripted_models import FlowTest
-    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.workflows.definition.model import Workflow
     from workflow_composer.workflows.keeping.run_report import RunReport
@@ -35,23 +34,6 @@ WAITING = 8
 """Exit code of a run in which persons must answer."""
 
 _MOST_REASONS = 5
-
-
-def loaded(file: Path, table: Table | None, config: StrategyConfig) -> Workflow:
-    """Load a workflow and check it against a profile and a table. Rows of JSON lines may have more columns than the first.
-
-    Raises `WorkflowFileError`.
-    """
-    try:
-        columns = None if table is None else list(table.names)
-        return load_workflow(file, config=config, columns=columns)
-    except WorkflowFileError:
-        if table is None:
-            raise
-        every = dict.fromkeys(name for row in table.rows() for name in row.values)
-        if every.keys() <= set(table.names):
-            raise
-        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])])
 
 
 def numbers_of(text: str, most: int) -> frozenset[int]:

@@ -11,10 +11,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from workflow_composer import __version__
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
@@ -24,6 +24,7 @@ from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.keeping.index import EntryIndex
 
 FORMAT = 1
+_VERSION = version("workflow-composer")
 JOURNAL = ".journal"
 _OTHER = "another --output"
 _RUN_ROW = "0" * 16
@@ -162,7 +163,7 @@ class WorkflowJournal:
     def _begin(self) -> None:
         size = self._file.size
         if not size:
-            line = encoded({"workflow_journal": FORMAT, "made_by": __version__})
+            line = encoded({"workflow_journal": FORMAT, "made_by": _VERSION})
             self._file.append(line)
             self._file.sync()
             self._size = self.began = len(line)
@@ -238,7 +239,7 @@ def check_header(line: bytes, path: Path) -> None:
     found = _HEADER.match(line)
     if found is not None and int(found[1]) > FORMAT:
         raise InputError(
-            f"{path} was written in format {int(found[1])}, and this version ({__version__}) reads format {FORMAT}",
+            f"{path} was written in format {int(found[1])}, and this version ({_VERSION}) reads format {FORMAT}",
             hint=f"use the newer version of workflow-composer, or choose {_OTHER}",
         )
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from workflow_composer.batch.asking.table_output import plain
 from workflow_composer.storage.lines import WrittenNumber, kind
@@ -19,6 +20,30 @@ from workflow_composer.workflows.definition.model import InputType, Step, Workfl
 from workflow_composer.workflows.keeping.keys import digest_of_data
 
 ID_DIGITS = 16
+
+
+class RunTable(Protocol):
+    """The rows that a run reads, several times; ``paths`` are its files, ``is_typed`` says that cells have types."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The files that must not be overwritten."""
+        ...
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether cells have types of their own, as in JSON."""
+        ...
+
+    @property
+    def rows(self) -> Callable[[], Iterator[Any]]:
+        """Returns the rows from the beginning: each with ``number``, ``where`` and ``values``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

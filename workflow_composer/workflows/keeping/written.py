@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, suffix_of
 from workflow_composer.batch.run.journal import unwritable
@@ -12,12 +12,9 @@ from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import encoded
 from workflow_composer.storage.replacing import replacing
 from workflow_composer.workflows.definition.model import Reading, Workflow
-from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool
+from workflow_composer.workflows.keeping.rows import RunTable
 from workflow_composer.workflows.running.results import Scope, ValueFault
-
-if TYPE_CHECKING:
-    from workflow_composer.batch.datasets.table import Table
 
 STATE, ERRORS = "_state", "_errors"
 _BETWEEN = "; "
@@ -37,41 +34,43 @@ def further_table(output: Path, name: str) -> Path:
 class WrittenTables:
     """Writes the tables of a run. Raises `InputError` for an output that cannot be it, before anything is asked."""
 
-    def __init__(self, workflow: Workflow, output: Path, table: Table) -> None:
+    def __init__(self, workflow: Workflow, output: Path | None, table: RunTable, journal: Path) -> None:
         self._workflow, self._output = workflow, output
-        self._form = suffix_of(output)
+        if output is None:
+            return
+        suffix_of(output)
         if output.exists():
             if any(map(output.samefile, table.paths)):
                 raise InputError(f"{output} is the table itself, or a part of it", hint=f"choose {OTHER}")
-            if not journal_beside(output).exists():
+            if not journal.exists():
                 hint = f"choose {OTHER}, or move the file"
                 raise InputError(f"{output} exists and has no journal of a workflow beside it", hint=hint)
 
     def write(self, spool: OutcomeSpool, rows: int, run: Scope, journal: Path) -> dict[str, str]:
         """Write all tables; return the further ones' paths by name. Raises `WorkflowComposerError`."""
+        self._write_lineage(spool, rows, lineage_beside(journal))
+        if self._output is None:
+            return {}
         columns = [*self._workflow.output, STATE, ERRORS]
         own = frozenset(self._workflow.output)
-        TableOutput(columns, lambda: self._rows(spool, rows), answers=own | {ERRORS}).write(self._output)
-        self._write_lineage(spool, rows, lineage_beside(journal))
+        whole = suffix_of(self._output) in _LINES
+        TableOutput(columns, lambda: self._rows(spool, rows, whole=whole), answers=own | {ERRORS}).write(self._output)
         written = {}
-        for name, reading in self._workflow.tables.items():
+        for name, found in self.further(run).items():
             path = further_table(self._output, name)
-            found = _table_of(reading, run)
             names = list(dict.fromkeys(key for row in found for key in row)) or ["value"]
             TableOutput(names, lambda found=found: found, answers=frozenset(names)).write(path)  # type: ignore[misc]  # bound now
             written[name] = str(path)
         return written
 
-    def _rows(self, spool: OutcomeSpool, rows: int) -> Iterator[Mapping[str, Any]]:
-        for number in range(rows):
-            data = spool.get(number)
-            if data is None:
-                yield {**dict.fromkeys(self._workflow.output), STATE: "stopped", ERRORS: self._errors(["not begun"])}
-            else:
-                yield {**data["output"], STATE: data["state"], ERRORS: self._errors(data["errors"])}
+    def further(self, run: Scope) -> dict[str, list[Mapping[str, Any]]]:
+        """Return the rows of the further tables by name."""
+        return {name: _table_of(reading, run) for name, reading in self._workflow.tables.items()}
 
-    def _errors(self, errors: list[str]) -> Any:
-        return errors if self._form in _LINES else _BETWEEN.join(errors)
+    def _rows(self, spool: OutcomeSpool, rows: int, *, whole: bool) -> Iterator[Mapping[str, Any]]:
+        for number in range(rows):
+            row = written_row(spool, number, self._workflow.output)
+            yield row if whole else {**row, ERRORS: _BETWEEN.join(row[ERRORS])}
 
     def _write_lineage(self, spool: OutcomeSpool, rows: int, path: Path) -> None:
         try:
@@ -82,6 +81,14 @@ class WrittenTables:
                         file.write(encoded(lineage_of(number, data)))
         except OSError as error:
             raise unwritable(path, error, other=OTHER) from error
+
+
+def written_row(spool: OutcomeSpool, number: int, columns: Iterable[str]) -> dict[str, Any]:
+    """Return a row of the output: its columns, its state and the list of its errors."""
+    data = spool.get(number)
+    if data is None:
+        return {**dict.fromkeys(columns), STATE: "stopped", ERRORS: ["not begun"]}
+    return {**data["output"], STATE: data["state"], ERRORS: data["errors"]}
 
 
 def lineage_of(number: int, data: Mapping[str, Any]) -> dict[str, Any]:
