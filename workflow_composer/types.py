@@ -97,6 +97,7 @@ class LLMRequest:
     raise `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the number of characters
     of text in all messages, ``bulk`` with images too. ``allowed``: the only models it calls. ``private``: as with no cloud.
     ``headers`` go to the server. ``adapts``: some messages (developers', reasoning) are of a kind not every server knows.
+    ``left_out``, if it is a list, gets what was not sent of optional fields, because a model's server does not take it.
     """
 
     messages: tuple[Message, ...]
@@ -130,6 +131,7 @@ class LLMRequest:
     purse: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
     headers: Mapping[str, str] | None = None
+    left_out: list[str] | None = field(default=None, compare=False, repr=False)
     query_length: int = field(init=False, compare=False, repr=False)
     adapts: bool = field(init=False, compare=False, repr=False)
     bulk: int = field(init=False, compare=False, repr=False)

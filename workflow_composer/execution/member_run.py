@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from workflow_composer.backends.base import Passed
+from workflow_composer.backends.openai.adapting import OPTIONAL, USUAL, not_taken
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -185,7 +186,17 @@ class MemberRun:
         self._tried += 1
         self.candidate = candidates[self.position]
         self.endpoint = self._models.endpoints[self.candidate.name]
+        if self._request.left_out is not None and self.asked is self._planned:
+            self.asked = self._planned = self._taken(self._request.left_out)
         return True
+
+    def _taken(self, told: list[str]) -> ModelCall:
+        """Return the planned call without optional fields that the candidate does not take, of which the caller is told."""
+        takes, extra = getattr(self.endpoint.backend, "takes", USUAL), dict(self._request.extra)
+        for name in OPTIONAL.intersection(extra) - takes:
+            del extra[name]
+            told.append(not_taken(name, self.candidate.name))
+        return replace(self._planned, request=changed(self._planned.request, extra=extra))
 
     # ---------------------------------------------------------------------------------------------------------- calls
 

@@ -46,6 +46,8 @@ from workflow_composer.errors import (
 from workflow_composer.types import Attempt
 
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
+UNKNOWN_ENCODING, ENCODINGS = "unsupported_content_encoding", "gzip, deflate"
+"""The code of the error for a body packed in another way than these."""
 LONGEST_MESSAGE = 2000
 _MOST_CAUSES = 8
 RETRY_SOON = 1.0
@@ -274,4 +276,6 @@ def headers_of(failure: HttpFailure) -> list[tuple[str, str]]:
         return [("retry-after", str(max(1, math.ceil(failure.retry_after))))]
     if failure.status == 401:
         return [("www-authenticate", "Bearer")]
+    if failure.code == UNKNOWN_ENCODING:
+        return [("accept-encoding", ENCODINGS)]
     return []

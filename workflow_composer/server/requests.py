@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.failures import ENCODINGS, UNKNOWN_ENCODING, HttpFailure
 from workflow_composer.support.large_json import LARGE, apart
 
 
@@ -71,7 +71,6 @@ def path_and_query(target: bytes) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------- bodies that are compressed
 
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-ACCEPTED = "gzip, deflate"
 _STEP = 64 * 1024
 _RATIO, _SMALL = 100, 2**20
 """A body may unpack to this many times its size, and to this many bytes in any case: text is never packed more tightly, and
@@ -88,10 +87,10 @@ async def unpacked(body: bytes | bytearray, encoding: str, longest: int) -> byte
     names = [name for name in names if name not in ("", "identity")]
     for name in names:
         if name not in _WINDOWS:
-            message = f"the content encoding {name[:40]!r} is not supported; send {ACCEPTED}, or the body as it is"
-            raise HttpFailure(415, message, code="unsupported_content_encoding")
+            message = f"the content encoding {name[:40]!r} is not supported; send {ENCODINGS}, or the body as it is"
+            raise HttpFailure(415, message, code=UNKNOWN_ENCODING)
     if len(names) > 2:
-        raise HttpFailure(415, "the body is compressed more than twice", code="unsupported_content_encoding")
+        raise HttpFailure(415, "the body is compressed more than twice", code=UNKNOWN_ENCODING)
     for name in reversed(names):
         most = min(longest, max(_SMALL, _RATIO * len(body)))
         if len(body) > LARGE // 8:  # text may be eight times as long

@@ -44,6 +44,7 @@ class PlainFields(TypedDict, total=False):
     context: str | Sequence[str] | None
     metadata: Mapping[str, Any]
     headers: Mapping[str, str] | None
+    left_out: list[str] | None
     relay: Any
     purse: Any
     request_id: str

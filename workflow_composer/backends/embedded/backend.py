@@ -178,6 +178,7 @@ class EmbeddedBackend:
     """
 
     local = True
+    takes: frozenset[str] = frozenset()
 
     def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
         self.name = spec.name

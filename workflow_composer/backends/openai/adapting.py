@@ -12,6 +12,14 @@ _WORD = re.compile(r"\w+")
 
 NEW_LIMIT, NO_STREAM_USAGE, NO_TEMPERATURE = "max_completion_tokens", "stream_options", "temperature"
 NO_METADATA = "metadata"
+OPTIONS = frozenset({"service_tier", "prompt_cache_key"})
+"""Fields of OpenAI's that change no answer; few other servers know them."""
+OPTIONAL = OPTIONS | {NO_METADATA}
+"""Fields that are left out where a model's server does not take them; `LLMRequest.left_out` is told. A backend's ``takes``
+names those that it sends.
+"""
+USUAL = frozenset({NO_METADATA})
+"""What is sent to a model whose backend does not say what it takes."""
 _NOT_AT_ALL = re.compile(r"deprecat|unsupported|not (?:be )?(?:support|permit|allow)|only the default", re.IGNORECASE)
 _STREAM_USAGE = {"include_usage": True}
 
@@ -77,16 +85,21 @@ def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any], re
     return None
 
 
-def reword(body: dict[str, Any], lessons: Collection[str], request: LLMRequest) -> None:
-    """Change the body as earlier errors of the server require."""
+def reword(body: dict[str, Any], lessons: Collection[str], request: LLMRequest, name: str) -> None:
+    """Change the body as earlier errors of the server require; ``name`` is the model's, for those who are told."""
     if NEW_LIMIT in lessons and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     if NO_STREAM_USAGE in lessons:
         body.pop("stream_options", None)
     if NO_TEMPERATURE in lessons and body.get("temperature") != request.temperature:
         body.pop("temperature", None)
-    if NO_METADATA in lessons:
-        body.pop("metadata", None)
+    if NO_METADATA in lessons and body.pop("metadata", None) is not None and request.left_out is not None:
+        request.left_out.append(not_taken(NO_METADATA, name))
+
+
+def not_taken(field: str, name: str) -> str:
+    """Return the warning about a field that the server of a model does not take."""
+    return f"{field} is left out: {name} does not take it"
 
 
 def asks_for(request: LLMRequest, field: str) -> bool:

@@ -68,6 +68,9 @@ _DEVELOPERS = ("api.openai.com", "api.anthropic.com", ".openai.azure.com")
 _THOUGHTS = ("api.deepseek.com", "api.moonshot.ai", "api.moonshot.cn", "api.z.ai", "openrouter.ai")
 """Hosts in the cloud that take earlier reasoning back; others refuse what they do not know."""
 
+_OPTIONS = ("api.openai.com",)
+"""Ends of hosts that know `adapting.OPTIONS`."""
+
 _TEXT, _LOGPROBS = {"size": 2**20, "values": 100_000}, {"size": 32 * 2**20, "values": 8_000_000}
 _VECTOR = {"size": 512 * 2**10, "values": 20_000}
 """What a response may have more for each answer, for each with its log-probabilities, and for each vector."""
@@ -95,6 +98,7 @@ class OpenAICompatibleBackend:
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
+        self.takes = adapting.OPTIONAL if self._server.host.endswith(_OPTIONS) else adapting.USUAL
         self._lacks: Mapping[str, float] = {}
         self._report, self._told = context.report, False
         self.relays: bool = self._several and self._server.direct
@@ -161,7 +165,7 @@ class OpenAICompatibleBackend:
         begin = partial(
             self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk, more=more, private=private
         )
-        adapting.reword(body, self._words, call.request)
+        adapting.reword(body, self._words, call.request, self.name)
         try:
             return await begin()
         except _REFUSED as error:
@@ -268,7 +272,7 @@ class OpenAICompatibleBackend:
         body["stream_options"] = {"include_usage": True}
         if relay.continuous:
             body["stream_options"]["continuous_usage_stats"] = True
-        adapting.reword(body, self._words, call.request)
+        adapting.reword(body, self._words, call.request, self.name)
         try:
             return await relayed(self._server, path, call, body)
         except _REFUSED as error:
@@ -320,7 +324,7 @@ class OpenAICompatibleBackend:
         if request.adapts:
             body["messages"] = adapting.suited(request.messages, **self._suits)
         if self._words:
-            adapting.reword(body, self._words, call.request)
+            adapting.reword(body, self._words, request, self.name)
         bounds = BOUNDS
         if request.logprobs or request.top_logprobs is not None:
             bounds = bounds_of(samples, **_LOGPROBS)
@@ -391,7 +395,7 @@ class OpenAICompatibleBackend:
         while (lesson := adapting.lesson_of(refusal.message, refusal.params, body, request)) is not None:
             words |= {lesson.change}
             learned |= {lesson.change} if lesson.certain else frozenset()
-            adapting.reword(body, words, request)
+            adapting.reword(body, words, request, self.name)
             try:
                 answer = await send()
             except _REFUSED as error:

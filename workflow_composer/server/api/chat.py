@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_composer.backends.openai.adapting import OPTIONS
 from workflow_composer.backends.openai.stream_accumulator import ToolCalls, ToolDelta
 from workflow_composer.backends.openai.wire import message_of
 from workflow_composer.server.api import field_checks, schemas
@@ -13,6 +14,7 @@ from workflow_composer.server.api.field_checks import UNSUPPORTED, described, wr
 from workflow_composer.server.api.forms import (
     ADDRESS_HEADERS,
     COMMON,
+    ONLY_SOME,
     TOKENS,
     TOP_LOGPROBS,
     Field,
@@ -20,6 +22,7 @@ from workflow_composer.server.api.forms import (
     address_of,
     carry,
     left_out,
+    optional,
     renamed,
 )
 from workflow_composer.server.api.json_wire import Asked, counts_of, encode, event, openai_failure, usage_of
@@ -52,6 +55,8 @@ class ChatDialect:
         address = address_of(own.get("model"), metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS))
         if extra:
             renamed(extra, warnings)
+        if not OPTIONS.isdisjoint(own):
+            optional(own, extra)
         if metadata:
             carry(metadata, extra)
         fields.update(address, extra=extra)
@@ -280,8 +285,8 @@ FORM = Form(
         "tool_choice": Field(_tool_choice, "tool_choice"),
         "response_format": Field(field_checks.mapping, "response_format"),
         "store": left_out("completions are not stored"),
-        "service_tier": left_out("not supported"),
-        "prompt_cache_key": left_out("not supported"),
+        "service_tier": Field(field_checks.text, note=ONLY_SOME),
+        "prompt_cache_key": Field(field_checks.text, note=ONLY_SOME),
     },
     beside=STREAM_OPTIONS_IN_STREAMS,
     example={"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]},

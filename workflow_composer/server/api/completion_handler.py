@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.backends.openai.adapting import OPTIONAL
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.runtime.streams import UnderWay
 from workflow_composer.server.api.json_wire import Asked, Dialect
@@ -400,6 +401,8 @@ class CompletionHandler:
                     await self._stream(dialect, exchange, asked, said)
                     return None
                 response = await orchestrator.agenerate(asked.request)
+                if asked.request.left_out:
+                    said += left_out_of(asked.request)
                 if relay is None or (body := relay.body) is None:
                     body = dialect.whole(asked, response)
                 return Reply(200, body, headers=of_answer(exchange, response, said, debug=debug))
@@ -426,6 +429,8 @@ class CompletionHandler:
             said = [(TASK, f"{task}; predicted")]
         else:
             said = [(TASK, task or ANY_TASK)]
+        if (extra := fields.get("extra")) and not OPTIONAL.isdisjoint(extra):
+            fields["left_out"] = []
         sent = exchange.headers
         if "x-request-id" in sent or "traceparent" in sent:
             fields["headers"] = {name: sent[name] for name in CARRIED if name in sent}
@@ -517,6 +522,8 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said
         *UNBUFFERED,
         *said,
     ]
+    if request.left_out:
+        fields += left_out_of(request)
     if (verdict := under_way.verdict) is not None:
         if verdict.confidence is not None:
             fields.append((CONFIDENCE, f"{verdict.confidence:.6g}"))
@@ -525,6 +532,11 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said
     if debug:
         fields.append((_REASON, plan.reason))
     return fields
+
+
+def left_out_of(request: LLMRequest) -> list[tuple[str, str]]:
+    """Return the warnings about what servers were not sent of the request; of several calls, each once."""
+    return [(WARNING, _in_a_header(text)) for text in dict.fromkeys(request.left_out or ())]
 
 
 def _in_a_header(text: str) -> str:

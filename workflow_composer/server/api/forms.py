@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from workflow_composer.backends.openai.adapting import OPTIONS
 from workflow_composer.server.api import field_checks, schemas
 from workflow_composer.server.api.field_checks import NOTHING, FieldCheck, described, wrong
 from workflow_composer.server.api.schemas import Schema
@@ -275,5 +276,11 @@ def carry(labels: Mapping[str, Any], extra: dict[str, Any]) -> None:
         extra["metadata"] = told
 
 
+def optional(own: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Add the fields that only some servers take to those that go to the model's server, if they are set."""
+    extra.update((name, own[name]) for name in OPTIONS if name in own)
+
+
+ONLY_SOME = "Sent to servers that know it (OpenAI); else left out, with a warning header"
 TOKENS = field_checks.whole(least=1)
 TOP_LOGPROBS = field_checks.whole(least=0, most=100)

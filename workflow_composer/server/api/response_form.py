@@ -16,6 +16,7 @@ from workflow_composer.server.api.field_checks import UNSUPPORTED, described, wr
 from workflow_composer.server.api.forms import (
     ADDRESS_HEADERS,
     COMMON,
+    ONLY_SOME,
     TOKENS,
     TOP_LOGPROBS,
     Field,
@@ -23,6 +24,7 @@ from workflow_composer.server.api.forms import (
     address_of,
     carry,
     left_out,
+    optional,
     refused,
     renamed,
 )
@@ -325,9 +327,9 @@ FORM = Form(
         # Obfuscation (padding that hides the lengths of pieces on an encrypted connection) is not supported.
         "stream_options": Field(field_checks.record({"include_obfuscation": field_checks.flag})),
         "store": left_out("responses are not stored"),
-        "service_tier": left_out("not supported"),
+        "service_tier": Field(field_checks.text, note=ONLY_SOME),
         "truncation": left_out("the model server decides"),
-        "prompt_cache_key": left_out("not supported"),
+        "prompt_cache_key": Field(field_checks.text, note=ONLY_SOME),
         "prompt_cache_retention": left_out("not supported"),
         "safety_identifier": left_out("not supported"),
         "previous_response_id": refused(
@@ -368,6 +370,7 @@ def asked_of(body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
     metadata = fields.get("metadata", EMPTY)
     if extra:
         renamed(extra, warnings)
+    optional(own, extra)
     if metadata:
         carry(metadata, extra)
     if tools.functions is None and tools.notes:

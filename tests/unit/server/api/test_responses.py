@@ -100,9 +100,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(field, value, param):
     ("field", "value"),
     [
         ("store", True),
-        ("service_tier", "flex"),
         ("truncation", "auto"),
-        ("prompt_cache_key", "k"),
         ("safety_identifier", "u"),
         ("include", ["reasoning.encrypted_content"]),
     ],
