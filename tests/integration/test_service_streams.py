@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import http.client
 import json
+import queue
 import shutil
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from tests.integration.service import PATIENCE, echoing, serving
-from tests.integration.stub_server import Reply
+from tests.integration.stub_server import MODEL, Reply
 
 QUESTION = [{"role": "user", "content": "one two three"}]
 FORMS = {
@@ -85,26 +90,81 @@ def program():
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
+def framed(event):
+    """An event as it is sent."""
+    return b"data: " + event + b"\n\n"
+
+
+class Waiting(BaseHTTPRequestHandler):
+    """A model's server whose streams go on only when the client says that it has what came before."""
+
+    protocol_version = "HTTP/1.1"
+    words: Sequence[str] = ()
+    seen: queue.Queue[str]
+
+    def do_GET(self):
+        """Name the model."""
+        told = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def do_POST(self):
+        """Send a word, and wait until the client has got it, before the next."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        first, *events, end, usage = Reply.stream(*self.words).events
+        self.wfile.write(framed(first))
+        for event, word in zip(events, self.words, strict=True):
+            self.wfile.write(framed(event))
+            self.wfile.flush()
+            if self.seen.get(timeout=PATIENCE) != word:
+                return  # without an end: the client sees a stream that broke off
+        self.wfile.write(framed(end) + framed(usage) + framed(b"[DONE]"))
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@contextmanager
+def waiting(*words):
+    """Such a server; yields it, and where to tell what the client has got."""
+    handler = type("Handler", (Waiting,), {"words": words, "seen": queue.Queue()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}/v1"), handler.seen
+        finally:
+            server.shutdown()
+            thread.join(PATIENCE)
+
+
 @pytest.mark.skipif(program() is None, reason="nginx is not installed")
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-def test_a_stream_comes_through_nginx_as_it_is_set_by_default_piece_by_piece(served, tmp_path, path):
-    """The first words are there while the model still writes."""
-    service, stub = served
-    real, stub.answer = stub.answer, lambda request: Reply.stream("one", "two", "three", gap=0.5)
-    try:
-        with nginx(tmp_path, service.port) as port:
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-            kind = {"Content-Type": "application/json"}
-            client.request("POST", path, json.dumps({"model": "auto", "stream": True, **FORMS[path]}), kind)
-            reply = client.getresponse()
-            assert reply.status == 200
-            seen = b""
-            while b"one" not in seen:
-                seen += reply.read1()
-            assert b"three" not in seen
-            while piece := reply.read1():
+@pytest.mark.parametrize("path", [path for path in FORMS if path != "/v1/completions"])
+def test_a_stream_comes_through_nginx_as_it_is_set_by_default_piece_by_piece(tmp_path, path):
+    """The model writes a word only once the client has got the one before."""
+    words = ["first", "second", "third", "fourth"]
+    with waiting(*words) as (server, got), serving(tmp_path, server) as service, nginx(tmp_path, service.port) as port:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        kind = {"Content-Type": "application/json"}
+        client.request("POST", path, json.dumps({"model": "auto", "stream": True, **FORMS[path]}), kind)
+        reply = client.getresponse()
+        assert reply.status == 200
+        seen = b""
+        for number, word in enumerate(words):
+            while word.encode() not in seen:
+                piece = reply.read1()
+                assert piece, seen
                 seen += piece
-            assert b"three" in seen
-            client.close()
-    finally:
-        stub.answer = real
+            assert not any(later.encode() in seen for later in words[number + 1 :])
+            got.put(word)
+        while piece := reply.read1():
+            seen += piece
+        assert b"stream_interrupted" not in seen
+        client.close()

@@ -39,6 +39,7 @@ def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "models": _by(series, "model", snapshot["latency_bounds"]),
         "tiers": _tiers(series, snapshot["latency_bounds"]),
         "errors": snapshot["errors"],
+        "refused_keys": snapshot.get("refused_keys", {}),
         "course": {name: course(snapshot, seconds, width) for name, (seconds, width) in PERIODS.items()},
         "recent": snapshot["recent"],
     }

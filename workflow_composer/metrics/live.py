@@ -86,6 +86,8 @@ RECENT = 100
 SPANS = ((10, 360), (60, 1440), (3600, 2160))
 """Width of a bucket in seconds, and how many are kept: an hour by 10 seconds, a day by minutes, 90 days by hours."""
 OTHER = "other"
+_NEVER = (0, 0.0)
+"""How often a model's server has refused the service's key, and when it last did: not yet."""
 
 LABELS = ("strategy", "router", "task", "model", "tier")
 COUNTS = ("requests", "errors", "fallbacks", "escalations", "prompt_tokens", "completion_tokens", "unpriced", "estimated")
@@ -128,6 +130,7 @@ class LiveMetrics:
         self._series: dict[tuple[str, str, str, str, int], Series] = {}
         self._kinds: dict[str, int] = {}
         self._faults: dict[str, int] = {}
+        self._refused: dict[str, tuple[int, float]] = {}
         self._recent: deque[tuple[RoutingMetric, float]] = deque(maxlen=recent)
         self._history: dict[int, deque[list[float]]] = {span: deque(maxlen=count) for span, count in SPANS}
 
@@ -162,6 +165,8 @@ class LiveMetrics:
             self._kinds[metric.error or OTHER] = self._kinds.get(metric.error or OTHER, 0) + 1
             self._faults[metric.fault or OTHER] = self._faults.get(metric.fault or OTHER, 0) + 1
         now = self._clock()
+        for name in metric.refused_keys:
+            self._refused[name] = self._refused.get(name, _NEVER)[0] + 1, now
         self._recent.append((metric, now))
         for span, buckets in self._history.items():
             start = now - now % span
@@ -203,6 +208,7 @@ class LiveMetrics:
             "series": series,
             "errors": dict(self._kinds),
             "faults": dict(self._faults),
+            "refused_keys": {name: list(found) for name, found in list(self._refused.items())},
             "history": {str(span): [list(bucket) for bucket in buckets] for span, buckets in self._history.items()},
             "recent": [shown(metric) for metric, _ in list(self._recent)],
         }
@@ -221,6 +227,7 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     series: dict[tuple[Any, ...], dict[str, Any]] = {}
     kinds: dict[str, int] = {}
     faults: dict[str, int] = {}
+    refused: dict[str, list[float]] = {}
     history: dict[str, dict[float, list[float]]] = {str(span): {} for span, _ in SPANS}
     recent: list[dict[str, Any]] = []
     for snapshot in found:
@@ -230,6 +237,9 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             kinds[kind] = kinds.get(kind, 0) + count
         for fault, count in snapshot.get("faults", {}).items():  # a worker of an earlier version has none
             faults[fault] = faults.get(fault, 0) + count
+        for name, (count, at) in snapshot.get("refused_keys", {}).items():
+            before, last = refused.get(name, _NEVER)
+            refused[name] = [before + count, max(last, at)]
         for span, buckets in snapshot["history"].items():
             for start, *values in buckets:
                 total = history[span].setdefault(start, [0.0] * len(values))
@@ -243,6 +253,7 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "series": list(series.values()),
         "errors": kinds,
         "faults": faults,
+        "refused_keys": refused,
         "history": {str(span): _latest(history[str(span)], count) for span, count in SPANS},
         "recent": sorted(recent, key=lambda one: str(one["timestamp"]))[-RECENT:],
     }

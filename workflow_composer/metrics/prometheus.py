@@ -23,6 +23,7 @@ _COUNTERS = (
     ("estimated", "requests_cost_estimated", "Requests whose tokens are estimated: not reported, or broken off."),
     ("cost", "cost_dollars", "Cost of requests in dollars, including failed attempts and rejected tiers."),
 )
+_REFUSED = "Calls in vain, because a model's server refused the service's key (401, 403), or the key is not set."
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 
@@ -78,6 +79,10 @@ def _metrics(snapshot: Mapping[str, Any], gauges: Sequence[Gauge]) -> Iterator[M
     for fault, count in snapshot.get("faults", {}).items():
         faults.add_metric((fault,), count)
     yield faults
+    refused = CounterMetricFamily(PREFIX + "refused_keys", _REFUSED, labels=("model",))
+    for model, (count, _) in snapshot.get("refused_keys", {}).items():
+        refused.add_metric((model,), count)
+    yield refused
     for field, name, text in (
         ("latency", "request_duration_seconds", "Time from a request's arrival to its end."),
         ("overhead", "overhead_seconds", "Part of a request's duration not spent waiting for models."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from json import dumps
 from json.encoder import encode_basestring_ascii as _quoted
@@ -12,7 +12,7 @@ from typing import Any
 _LINE = (
     '{"timestamp":%s,"request_id":%s,"strategy":%s,"router":%s,"task_type":%s,"query_length":%d,"model_used":%s,'
     '"candidate":%s,"tier":%d,"fallback_depth":%d,"escalated":%s,"latency_ms":%.3f,"overhead_ms":%.3f,"prompt_tokens":%d,'
-    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s%s%s%s%s%s%s}\n'
+    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s%s%s%s%s%s%s%s}\n'
 )
 
 
@@ -29,8 +29,9 @@ class RoutingMetric:
     ``strongest_cost`` is the cost of the plan's last tier alone, None for a plan with one tier. ``reason`` says why the
     plan was chosen; ``decision`` (only with debugging on) gives all details: plan, what was left out, attempts, error.
     ``cost_known`` is False if the profile has no price for a model that was called, so that ``cost`` is only what is known;
-    ``estimated``: a server reported no tokens, or a call was broken off. The line of JSON has these two only if they are
-    not the rule.
+    ``estimated``: a server reported no tokens, or a call was broken off. ``refused_keys`` names the models that were called
+    in vain because their servers refused the service's key (401, 403), or it was not set; once for each such call. The line
+    of JSON has these three only if they are not the rule.
     """
 
     timestamp: str
@@ -61,6 +62,7 @@ class RoutingMetric:
     cost_known: bool = True
     estimated: bool = False
     fault: str | None = None
+    refused_keys: Sequence[str] = ()
 
     def to_json(self) -> bytes:
         """Return one line of JSON with its line end, in ASCII, so that truncation never splits a character."""
@@ -94,6 +96,7 @@ class RoutingMetric:
                 "" if self.cost_known else ',"cost_known":false',
                 ',"estimated":true' if self.estimated else "",
                 "" if self.fault is None else f',"fault":{_quoted(self.fault)}',
+                f',"refused_keys":{dumps(list(self.refused_keys))}' if self.refused_keys else "",
                 "" if self.decision is None else f',"decision":{dumps(self.decision)}',
             )
         ).encode("ascii")

@@ -6,12 +6,13 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, cast
 
 from workflow_composer.config.redaction import scrub
 from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.errors import AuthenticationFailed
 from workflow_composer.execution.call import Trace
 from workflow_composer.execution.fault import fault_of
 from workflow_composer.metrics.record import RoutingMetric
@@ -22,6 +23,7 @@ from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict, t
 
 DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
 
+NO_NAMES: tuple[str, ...] = ()
 LOGGER = "workflow_composer"
 """The name of the logger, of structlog and of `logging`."""
 
@@ -174,8 +176,7 @@ def metric_of(
         cost_known, estimated = attempts[0].priced, attempts[0].estimated
     else:
         cost_known, estimated = all(one.priced for one in attempts), any(one.estimated for one in attempts)
-    overhead = seconds - trace.waited
-    now = time.time()
+    overhead, now = seconds - trace.waited, time.time()
     # Positional: twenty keyword arguments would take longer than the rest of this function.
     return RoutingMetric(
         f"{_to_the_second(int(now))}.{int(now % 1.0 * 1000.0):03d}+00:00",  # timestamp
@@ -206,7 +207,13 @@ def metric_of(
         cost_known,
         estimated,
         None if error is None else fault_of(error),
+        refused_in(attempts) if error is not None or len(attempts) > 1 else NO_NAMES,
     )
+
+
+def refused_in(attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    """Return the models whose servers refused the service's key, once for each attempt."""
+    return tuple(one.name for one in attempts if one.error_type == AuthenticationFailed.__name__)
 
 
 @functools.lru_cache(maxsize=1)

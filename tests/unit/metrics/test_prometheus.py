@@ -72,6 +72,15 @@ def test_several_workers_add_up():
     assert scraped(both)["requests_total"][0][1] == 3
 
 
+def test_refused_keys_are_counted_by_model_over_all_workers():
+    refused = metric(candidate="large", attempts=2, refused_keys=("small",))
+    both = merged([live(refused, metric()).snapshot(), live(refused, metric(refused_keys=["other"])).snapshot()])
+    found = scraped(both)["refused_keys_total"]
+    assert {labels["model"]: value for labels, value in found} == {"small": 2, "other": 1}
+    old = {name: value for name, value in live(metric()).snapshot().items() if name != "refused_keys"}
+    assert "refused_keys_total" not in scraped(merged([old, old]))  # a worker of an earlier version counts none
+
+
 def test_gauges_tell_the_moment():
     states = breaker_gauge({"a": "closed", "b": "open", "c": "half-open"})
     found = scraped(live().snapshot(), states, Gauge("requests_in_flight", "x", [({}, 3)]))

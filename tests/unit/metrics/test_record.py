@@ -27,6 +27,7 @@ def test_a_line_holds_every_field_under_its_own_name():
         cost_known=False,
         estimated=True,
         fault="server",
+        refused_keys=["small"],
     )
 
     assert json.loads(written.to_json()) == asdict(written)
@@ -34,7 +35,7 @@ def test_a_line_holds_every_field_under_its_own_name():
 
 def test_what_is_known_of_the_cost_is_the_rule_and_needs_no_field():
     """Lines that were written before read the same."""
-    assert not {"cost_known", "estimated", "fault"} & set(json.loads(metric().to_json()))
+    assert not {"cost_known", "estimated", "fault", "refused_keys"} & set(json.loads(metric().to_json()))
 
 
 def test_the_whole_decision_is_absent_unless_debugging_is_on():

@@ -187,8 +187,12 @@ function recent(all) {
       (r.tier + 1) + (r.fallback_depth ? ` (+${r.fallback_depth})` : ""), millis(r.latency_ms), money({ cost: r.cost, unpriced: r.cost_known === false }), why(r)])));
 }
 
+function refusals(s) {
+  return s.refused_keys ? make("div", { class: "ill" }, `refused the service's key: ${count(s.refused_keys)} calls, the last at ${clock(s.refused_key_at)}`) : "";
+}
+
 function fleet(found) {
-  const rows = found.servers.map((s) => [s.name, make("span", { class: s.healthy ? "good" : "ill" }, s.healthy ? "up" : "down"), s.breaker || "–", s.detail || ""]);
+  const rows = found.servers.map((s) => [s.name, make("span", { class: s.healthy ? "good" : "ill" }, s.healthy ? "up" : "down"), s.breaker || "–", make("div", {}, s.detail || "", refusals(s))]);
   fill("fleet", rows.length ? table([["model or server", "name"], ["state", ""], ["breaker", ""], ["", "why"]], rows) : quiet("No servers in this profile."));
 }
 

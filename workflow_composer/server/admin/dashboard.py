@@ -7,7 +7,7 @@ key sees what it has used itself; operators see everything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.monitoring.audits import AuditLog
@@ -81,7 +81,7 @@ class Dashboard:
             "draining": self._observing.draining,
             "switchable": switchable,
             "profiles": self._profiles() if switchable else [],
-            "servers": self._servers(found),
+            "servers": self._servers(found, shown["refused_keys"]),
             "certificates": self._certificates(),
             "figures": shown,
             "usage": await self._usage(None),
@@ -141,8 +141,8 @@ class Dashboard:
             "account": account,
         }
 
-    def _servers(self, found: OrchestratorStatus) -> list[dict[str, Any]]:
-        """Return servers, in-process models, and cloud models, with their circuit breakers."""
+    def _servers(self, found: OrchestratorStatus, refused: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+        """Return servers, in-process models, and cloud models, with their circuit breakers and refusals of the key."""
         breakers = self._orchestrator.breakers()
         states = {name: (status.healthy, status.detail) for name, status in found.resources.endpoints.items()}
         states.update(dict.fromkeys(found.in_process, (True, "in this process")))
@@ -150,6 +150,7 @@ class Dashboard:
         states.update({name: (ready, "cloud" if ready else "cloud; API key not set") for name, ready in clouds})
         return [
             {"name": name, "healthy": healthy, "detail": detail, "breaker": breakers.get(name)}
+            | _refusals(refused.get(name))
             for name, (healthy, detail) in states.items()
         ]
 
@@ -173,3 +174,10 @@ class Dashboard:
                 }
             )
         return found
+
+
+def _refusals(found: Sequence[float] | None) -> dict[str, Any]:
+    """Return how often a model's server has refused the service's key since the start, and when it last did."""
+    if found is None:
+        return {"refused_keys": 0, "refused_key_at": None}
+    return {"refused_keys": found[0], "refused_key_at": found[1]}

@@ -200,7 +200,10 @@ class Switchboard(Protocol):
     """Operations on strategies, local or through the supervisor."""
 
     async def preview(self, source: str) -> Mapping[str, Any]:
-        """Return what a switch would change, without switching."""
+        """Return what a switch would change, once every worker has built and checked it as for a switch.
+
+        Nothing is published. Raises what `switch` would raise.
+        """
         ...
 
     async def switch(self, source: str, *, who: str, why: str = "") -> Version:
@@ -264,7 +267,13 @@ class Strategies:
 
     async def preview(self, source: str) -> Mapping[str, Any]:
         """See `Switchboard`."""
-        return {"from": self.active.profile_name, **difference(self.active, self._load(source))}
+
+        async def work() -> Mapping[str, Any]:
+            config = self._load(source)
+            await self._everywhere(config, self._with_files_of(config), commit=False)
+            return {"from": self.active.profile_name, **difference(self.active, config)}
+
+        return await self._whole(work())
 
     async def switch(self, source: str, *, who: str, why: str = "") -> Version:
         """See `Switchboard`."""

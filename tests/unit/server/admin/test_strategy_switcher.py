@@ -9,7 +9,7 @@ import pytest
 
 from workflow_composer import ModelOrchestrator
 from workflow_composer.config.strategy import StrategyConfig
-from workflow_composer.errors import ChannelClosed, ConfigError, EgressProofFailed
+from workflow_composer.errors import ChannelClosed, ConfigError, EgressProofFailed, WorkflowComposerError
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.server.admin.strategy_switcher import (
     MOST_VERSIONS,
@@ -179,7 +179,41 @@ async def test_a_preview_says_what_would_change_and_changes_nothing(folder):
     assert found["changes"]["task_routing"]["changed"] == {"*": {"from": "a", "to": "b"}}
     assert worker.prepared is None
     assert worker.active is None
+    assert len(await strategies.versions()) == 1
     assert difference(strategies.active, strategies.active)["changes"] == {}
+
+
+@pytest.mark.parametrize("fault", [ConfigError("no room"), EgressProofFailed("a way out"), RuntimeError("broken")])
+async def test_a_preview_refuses_what_the_switch_would_refuse_in_any_worker(folder, fault):
+    workers = [Worker(), Worker(fails=fault)]
+    strategies = switchboard(folder, *workers)
+    said = []
+    for attempt in (strategies.preview("two"), strategies.switch("two", who="ann")):
+        with pytest.raises(ConfigError) as caught:
+            await attempt
+        said.append((type(caught.value), caught.value.message))
+    assert said[0] == said[1]
+    assert [worker.prepared for worker in workers] == [None, None]
+    assert [line["what"] for line in audited(folder)] == ["switch"]
+
+
+async def test_a_preview_builds_the_profile_with_its_plugins_as_the_switch_does(folder):
+    """A router that no plugin has, and a plugin's file that is not there, show only then."""
+    (folder / "router.yaml").write_text(PROFILE.format(name="router", role="a").replace("t4_model", "of_nobody"))
+    (folder / "plugin.yaml").write_text(PROFILE.format(name="plugin", role="a") + "plugins: [absent.py]\n")
+    config = StrategyConfig.load(folder / "one.yaml", environ={})
+    async with ModelOrchestrator(config, metrics=MemorySink(), environ={}) as orchestrator:
+        local = Local(orchestrator)
+        strategies = Strategies(config, lambda: (local,), SwitchAudit(folder / "audit.jsonl"), environ={})
+        for name in ("router", "plugin"):
+            said = []
+            for attempt in (strategies.preview(name), strategies.switch(name, who="ann")):
+                with pytest.raises(WorkflowComposerError) as caught:
+                    await attempt
+                said.append((type(caught.value), caught.value.message))
+            assert said[0] == said[1]
+        assert (await strategies.preview("two"))["to"] == "two"
+        assert orchestrator.config.profile_name == "one"
 
 
 async def test_one_goes_back_to_a_version_as_it_was_then(folder):
