@@ -36,7 +36,8 @@ class Exchange(ABC):
     ``path`` is decoded, without the query; ``query`` is the raw text after the question mark. ``headers`` have lower-case
     names; the values of a repeated header are joined by ", ". ``client`` is the client's address. ``started`` is the
     `time.perf_counter` value at the first byte of the request. ``relay`` is set while a model server's stream is relayed to
-    the client, so that a slow client can slow it down. ``shared`` are headers of the response, whatever it is (CORS).
+    the client, so that a slow client can slow it down. ``shared`` are headers of the response, whatever it is (CORS, and
+    the limits of a key).
     """
 
     method: str

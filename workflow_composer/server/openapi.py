@@ -13,7 +13,8 @@ from workflow_composer.server.api.forms import LONGEST_NAME, Form
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS
 from workflow_composer.server.api.passing import FORM as PASSED
-from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, TEXT, Schema, nullable, record
+from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, NUMBER, TEXT, Schema, nullable, record
+from workflow_composer.server.auth.keys import PERIODS
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 # -------------------------------------------------------------------------------------------------------------- describing
@@ -97,6 +98,7 @@ def _paths() -> Schema:
         "/v1/models/{model}": {
             "get": _operation("Get one value of `model`", None, {"id": TEXT}, parameters=[_in_path("model")])
         },
+        "/v1/usage": {"get": _operation("Get what the key has used, and what is left", None, _usage())},
         COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
         **{path: {"post": _passing(path)} for path in PATHS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
@@ -119,6 +121,27 @@ def _paths() -> Schema:
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
+
+
+def _usage() -> Schema:
+    """Return the fields of a key's usage: dollars, tokens, epoch seconds."""
+    time = {**nullable(NUMBER), "description": "Epoch seconds"}
+    label = dict.fromkeys(("id", "name", "user", "team"), TEXT)
+    key = record({**label, "expires_at": time}, *label, "expires_at")
+    budget = {"period": {"enum": list(PERIODS)}, "budget": NUMBER, "spent": NUMBER, "left": NUMBER, "resets_at": time}
+    limit: Schema = {"of": {"enum": ["requests", "tokens"]}, "per": {"enum": ["minute", "day"]}}
+    limit |= {"limit": INTEGER, "remaining": INTEGER, "resets_at": NUMBER}
+    spent, tokens = dict.fromkeys(("today", "month", "total"), NUMBER), {"today": INTEGER, "total": INTEGER}
+    return {
+        "object": {"const": "usage"},
+        "key": key,
+        "requests": INTEGER,
+        "tokens": record(tokens, *tokens),
+        "spent": {**record(spent, *spent), "description": "Dollars"},
+        "budget_left": {**nullable(NUMBER), "description": "Dollars left of all budgets; null without one"},
+        "budgets": {"type": "array", "items": record(budget, *budget)},
+        "limits": {"type": "array", "items": record(limit, *limit)},
+    }
 
 
 def _error() -> Schema:

@@ -1,4 +1,4 @@
-"""Handlers of ``/v1/models``, ``/v1/embeddings`` and ``/v1/feedback`` (grades of responses)."""
+"""Handlers of ``/v1/models``, ``/v1/usage``, ``/v1/embeddings`` and ``/v1/feedback`` (grades of responses)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from workflow_composer.server.api.completion_handler import (
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, WORKFLOW, Field, Form
 from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.auth.account import unavailable
+from workflow_composer.server.auth.allowance import usage_of
 from workflow_composer.server.auth.callers import Callers, namable, reachable
 from workflow_composer.server.auth.keys import FEEDBACK as FEEDBACK_RIGHT
 from workflow_composer.server.exchange import Exchange, Handler, Reply
@@ -77,6 +79,7 @@ class Catalogue:
         return {
             ("GET", "/v1/models"): self.models,
             ("GET", MODEL): self.model,
+            ("GET", "/v1/usage"): self.usage,
             ("POST", "/v1/embeddings"): self.embeddings,
             ("POST", "/v1/feedback"): self.feedback,
             ("GET", "/v1/feedback"): self.pending,
@@ -94,6 +97,18 @@ class Catalogue:
                 return Reply(200, encode(row))
         message = f"there is no model {name[:100]!r} that may be named here"
         raise HttpFailure(404, message, code="model_not_found", param="model")
+
+    async def usage(self, exchange: Exchange) -> Reply:
+        """Return what the caller's key has used, and what is left. Raises `HttpFailure` 404 if the service has no keys."""
+        key, ledger = self._accounts.enter(exchange), self._accounts.ledger
+        if key is None or ledger is None:
+            raise HttpFailure(404, "the service keeps no accounts: it runs without --keys", code="no_accounts")
+        now = ledger.clock()
+        try:
+            account = ledger.account(key, now)
+        except OSError:
+            raise unavailable() from None
+        return Reply(200, encode(usage_of(key, account, now)), headers=[("cache-control", "no-store")])
 
     def _rows(self, key: Key | None) -> list[dict[str, Any]]:
         config = self._orchestrator.config

@@ -21,6 +21,7 @@ from workflow_composer.execution.reservation import Reservation
 from workflow_composer.runtime.streams import UnderWay
 from workflow_composer.server.api.forms import WORKFLOW
 from workflow_composer.server.api.json_wire import Asked, Dialect
+from workflow_composer.server.auth.allowance import rate_headers
 from workflow_composer.server.auth.callers import MARK_BYTES, reachable
 from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
@@ -288,7 +289,12 @@ class Visit:
             # As `marked` does it: every request comes here, and a call more would be one of ninety.
             mark = blake2b(self.exchange.request_id.encode(), key=key.salt.encode()[:64], digest_size=MARK_BYTES)
             self.exchange.request_id += f"-{mark.hexdigest()}"
-            budget = None if accounts.ledger is None else accounts.ledger.admit(key, time.time())
+            if (ledger := accounts.ledger) is not None:
+                try:
+                    budget = ledger.admit(key, time.time())
+                finally:  # who is refused is told, too
+                    if key.requests_per_minute or key.tokens_per_minute or key.tokens_per_day:
+                        self.exchange.shared = [*self.exchange.shared, *rate_headers(ledger, key)]
         if key is not None:
             self.owner = key.id
             if budget is not None and key.concurrent is not None:

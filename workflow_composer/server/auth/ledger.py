@@ -50,6 +50,8 @@ TOGETHER = 0.05
 """Seconds between writes; charges in between are written together."""
 _LOOK_EVERY = 1.0
 """Seconds between checks of whether the file is still the one that is open."""
+ROUNDED = 1e-3
+"""Seconds by which the time stamp of a rate may be off: the sum of many steps, each rounded."""
 _SHARE = 8
 """A worker sets aside one part in so many of what a key has left, beyond what the request needs."""
 
@@ -262,7 +264,7 @@ class Ledger:
             self._turn_over(account, now)
             step = 60.0 / limit
             early = account.next_request - now - (60.0 - step)
-            if early > 1e-9:
+            if early > ROUNDED:
                 raise too_fast("requests", limit, early)
             account.next_request = max(account.next_request, now) + step
             self._write(key.id, place, account)

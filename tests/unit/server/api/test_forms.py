@@ -26,7 +26,7 @@ from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.chat import ChatDialect
 from workflow_composer.server.api.completions import CompletionsDialect
 from workflow_composer.server.api.embeddings import read_embeddings
-from workflow_composer.server.api.forms import FOREIGN, Field, Form, left_out, refused
+from workflow_composer.server.api.forms import FOREIGN, Field, Form, address_of, left_out, refused
 from workflow_composer.server.api.messages import MessagesDialect
 from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.failures import HttpFailure
@@ -39,7 +39,9 @@ PATHS = {
     "/v1/responses": (response_form.FORM, lambda body: ResponsesDialect().read(body, {})),
     "/v1/messages": (message_form.FORM, lambda body: MessagesDialect().read(body, {})),
     passing.COUNT: (passing.COUNTED, lambda body: message_form.asked_of(body, {}, passing.COUNTED)),
-    **dict.fromkeys(passing.PATHS, (passing.FORM, passing.FORM.read)),
+    **dict.fromkeys(
+        passing.PATHS, (passing.FORM, lambda body: address_of(passing.FORM.read(body)[1].get("model"), *[None] * 4))
+    ),
     "/v1/embeddings": (embeddings.FORM, lambda body: read_embeddings(body, {})),
     "/v1/feedback": (FEEDBACK, FEEDBACK.read),
     "/admin/strategy": (SWITCH, SWITCH.read),
