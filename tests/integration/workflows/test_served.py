@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from openai import NotFoundError, OpenAI
 
 from tests.integration.workflows.kit import WRONG
 from tests.integration.workflows.scripted import Said
@@ -140,6 +141,19 @@ def test_the_step_that_is_named_streams_as_it_comes(opened):
         _, events = client.streamed({"model": "workflow:fan", "messages": question})  # names no step: the finished text
         text = "".join(one["choices"][0]["delta"].get("content") or "" for one in events)
         assert json.loads(text)["each"] == ["it"] * 3
+
+
+def test_the_openai_client_takes_it_for_a_model(opened):
+    with serving(opened) as client, OpenAI(base_url=client.place.geturl() + "/v1", api_key="none", max_retries=0) as known:
+        question = [{"role": "user", "content": "x"}]
+        assert "workflow:chain" in [one.id for one in known.models.list()]
+        whole = known.chat.completions.create(model="workflow:chain", messages=question)
+        assert whole.choices[0].message.content == "two three"
+        stream = known.chat.completions.create(model="workflow:chain", messages=question, stream=True)
+        assert "".join(one.choices[0].delta.content or "" for one in stream) == "two three"
+        assert known.responses.create(model="workflow:chain", input="x").output_text == "two three"
+        with pytest.raises(NotFoundError, match="there is no workflow"):
+            known.chat.completions.create(model="workflow:none", messages=question)
 
 
 def test_calls_count_over_all_steps_and_a_fan_out_beyond_them_fails_before_it_begins(opened):

@@ -182,7 +182,8 @@ class _FlowAnswer:
             dollars=fields.get("budget"), seconds=fields.get("timeout"), calls_left=lambda: self._allowance.left
         )
         self._outcome = outcome = await answered(self._served, message, self._ask, gate, limits)
-        if outcome.state not in ("done", "partial"):
+        cut = self._exchange.opened and outcome.steps[self._served.live].state != "done"  # what was streamed has no end
+        if cut or outcome.state not in ("done", "partial"):
             raise self._failure(outcome)
         if outcome.state == "partial":
             self.said.append((WARNING, in_a_header(without_places("; ".join(outcome.errors)))))

@@ -10,10 +10,19 @@ import pytest
 
 from tests.unit.server.examples import Sent
 from tests.unit.server.test_app import Parted
-from workflow_composer.errors import ProfileError, TooManyCalls
+from workflow_composer.errors import ProfileError, ServerFailed, TooManyCalls
+from workflow_composer.types import Chunk
 from workflow_composer.workflows.serving import CallAllowance
 
 FLOWS = {
+    "skipping": """
+        workflow: skipping
+        inputs: {t: text}
+        steps:
+          a: {prompt: "one {{ t }}", on_error: skip}
+        output: {a: "{{ a | default('nothing') }}"}
+        stream: a
+    """,
     "chain": """
         workflow: chain
         inputs: {t: text}
@@ -123,6 +132,21 @@ async def test_a_stream_ends_with_the_steps_and_the_cost(service):
     assert trailers["x-workflow-composer-steps"] == "a;state=done;calls=1, b;state=done;calls=1"
     assert trailers["x-workflow-composer-attempts"] == "2"
     assert exchange.written.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_stream_that_breaks_off_does_not_end_as_if_it_were_whole(service):
+    one = service()
+    backend = one.orchestrator._active.endpoints["m"].backend
+
+    async def broken(*arguments, **options):
+        yield Chunk("on")
+        raise ServerFailed("it broke off")
+
+    backend.stream = broken
+    exchange = await asked(one, one.key(), "workflow:skipping", stream=True)
+    assert b'"content":"on"' in exchange.written
+    assert b'"error"' in exchange.written
+    assert b"[DONE]" not in exchange.written
 
 
 async def test_a_row_that_is_partial_is_answered_with_a_warning(service):
