@@ -86,8 +86,9 @@ def check_code(tree: Mapping[str, Any], problems: Problems, environ: Mapping[str
     for section in ("tiers", "routers"):
         for path in named_code(tree.get(section), (section,)):
             refuse(path, problems, "-s")
-    if tree.get("plugins"):
-        refuse(("plugins",), problems, "-s")
+    for key in ("plugins", "workflows"):
+        if tree.get(key):
+            refuse((key,), problems, "-s")
     problems.raise_if_any()
     return source
 

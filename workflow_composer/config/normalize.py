@@ -98,7 +98,7 @@ def _safe_text(value: str, problems: Problems, expanding: Expanding, path: KeyPa
 def _expands(path: KeyPath) -> bool:
     if path[:1] == ("models",):
         return path[2:] in {("base_url",), ("path",)}
-    return path[:1] in {("vllm_endpoints",), ("registry",), ("plugins",)}
+    return path[:1] in {("vllm_endpoints",), ("registry",), ("plugins",), ("workflows",)}
 
 
 _IN_PROFILES: Expanding = (_expands, "URLs, paths and api_key")
@@ -129,16 +129,17 @@ class NormalForm:
             "task_contexts": self._contexts,
             "fallback": self._fallback,
             "routers": self._routers,
-            "plugins": self._plugins,
+            "plugins": lambda value: self._files(value, "plugins"),
+            "workflows": lambda value: self._files(value, "workflows"),
         }
         found = {key: rules[key](value) if key in rules else value for key, value in tree.items()}
         return {key: value for key, value in found.items() if value is not _DROP}
 
-    def _plugins(self, value: Any) -> Any:
+    def _files(self, value: Any, key: str) -> Any:
         files = (value,) if isinstance(value, str) else value
         if not isinstance(files, tuple):
             return value  # reported by the model
-        places = [self._path(place, ("plugins", index), bare=False) for index, place in enumerate(files)]
+        places = [self._path(place, (key, index), bare=False) for index, place in enumerate(files)]
         return tuple(place for place in places if place is not _DROP)
 
     def _endpoints(self, value: Any) -> Any:

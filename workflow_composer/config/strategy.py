@@ -153,6 +153,12 @@ class StrategyConfig(ProfilePart):
         description="Python files (or folders that are packages) with plugins of this profile, relative to its file: "
         "`[./my_router.py]`. They run when the profile loads; see [plugins.md](plugins.md).",
     )
+    workflows: Places = Field(
+        default=(),
+        description="Files of workflows, or folders of them, relative to the profile's file, that the service offers as "
+        "models `workflow:NAME`: `[./triage.yaml]`. They are checked when the profile loads; see "
+        "[workflows.md](workflows.md).",
+    )
     timeouts: TimeoutSettings = Field(default=TimeoutSettings(), description="Limits in seconds for one call.")
     retries: RetrySettings = Field(default=RetrySettings(), description="Retries of one candidate.")
     circuit_breaker: BreakerSettings = Field(

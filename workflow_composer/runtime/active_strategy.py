@@ -12,12 +12,16 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.plugins.host import NextGeneration, Part, PluginHost, PluginInfo, PluginRegistry
 from workflow_composer.runtime.snapshot import Snapshot
 from workflow_composer.support.loop_thread import LoopThread
+
+if TYPE_CHECKING:
+    from workflow_composer.workflows.serving import ServedWorkflow
 
 
 class ActiveStrategy(ABC):
@@ -58,6 +62,11 @@ class ActiveStrategy(ABC):
         await old.retire()
         if new.config != old.config or not new.with_plugins:
             new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
+
+    @property
+    def workflows(self) -> Mapping[str, ServedWorkflow]:
+        """The workflows that the active profile offers as models, by name."""
+        return self._active.workflows
 
     # ------------------------------------------------------------------------------------------------------- plugins
 

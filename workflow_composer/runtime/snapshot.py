@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from itertools import repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -42,6 +42,9 @@ from workflow_composer.routers.base import KindRouter, Router, RouterContext
 from workflow_composer.runtime.backend_checks import checked
 from workflow_composer.runtime.router_checks import CheckedRouter, asked
 from workflow_composer.types import EndpointStatus, LLMRequest, LLMResponse, ResourceStatus, Timeouts
+
+if TYPE_CHECKING:
+    from workflow_composer.workflows.serving import ServedWorkflow
 
 _MOST_PLANS = 1024
 """Maximum number of cached plans; callers may name any number of models."""
@@ -76,6 +79,7 @@ class Snapshot:
         self.asked: tuple[Router | CheckedRouter, ...] = ()
         self.plans_by_kind = False
         self.listeners: Mapping[str, Router] = {}
+        self.workflows: Mapping[str, ServedWorkflow] = {}
         self.resources = resources
         self.contexts = contexts
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
@@ -304,6 +308,10 @@ def build(
     snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
     origins = (registry.routers[spec.name].plugin for spec in config.routers)
     snapshot.asked = tuple(map(asked, snapshot.routers, origins, repeat(endpoints)))
+    if config.workflows:
+        from workflow_composer.workflows.serving import served_workflows
+
+        snapshot.workflows = served_workflows(config)
     # Requirements of requests matter only if models list their capabilities.
     listed = any(spec.capabilities for spec in config.models.values())
     snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)

@@ -47,6 +47,7 @@ from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
 from workflow_composer.server.api.passing import COUNT, PATHS, Passing
 from workflow_composer.server.api.responses import ResponsesDialect
+from workflow_composer.server.api.workflow_answers import WorkflowAnswers
 from workflow_composer.server.app import App, report_failure
 from workflow_composer.server.auth.callers import Callers
 from workflow_composer.server.auth.history import FILE_NAME as HISTORY
@@ -315,7 +316,8 @@ def app_of(
         parts.admission,
         debug=settings.debug,
         log=log if settings.debug else None,
-        report=lambda request_id, error: report_failure(log.warning, request_id, error, 200),
+        report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
+        flows=WorkflowAnswers(parts.orchestrator, parts.accounts, report),
     )
     chat = ChatDialect()
     dialects: dict[str, Dialect] = {

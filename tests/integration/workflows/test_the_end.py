@@ -303,7 +303,6 @@ def test_g39_a_second_ctrl_c_ends_at_once(desk):
     assert desk.calls == 992
 
 
-@pytest.mark.xfail(strict=True, reason="the service does not offer workflows as models")
 def test_g39_over_the_network_a_client_that_goes_away_ends_the_remaining_steps(desk):
     desk.small.says("first", Said("one", delay=0.3))
     desk.file("""
@@ -315,6 +314,7 @@ def test_g39_over_the_network_a_client_that_goes_away_ends_the_remaining_steps(d
         output: {b: "{{ b }}"}
         stream: b
     """)
+    desk.profile(workflows=["flow.yaml"])
     process = desk.start("serve", "--port", "0", "--json")
     try:
         place = urlsplit(json.loads(process.stdout.readline())["url"])

@@ -22,6 +22,7 @@ from workflow_composer.server.admin.strategy_switcher import Strategies, SwitchA
 BASE = "profile_name: mine\nmodels: {m: {backend: fake}, n: {backend: fake}}\ntask_routing: {'*': m}\n"
 TIERS = "tiers: {{t: {{model: m, accept: {form}}}, u: {{model: n}}}}\nrouters: [cascade, provider]\n"
 NAMING = {
+    "workflows, whose steps may be programs": "workflows: [flow.yaml]\n",
     "extraction": "routers: [{cascade: {extract: ['python:ran:mark']}}, provider]\n",
     "extraction after another": "routers: [{cascade: {extract: [boxed, 'python:ran:mark']}}, provider]\n",
     "judge": "routers: [{execution_feedback: {audit: {by: 'python:ran:mark'}}}, provider]\n",

@@ -21,7 +21,7 @@ from workflow_composer.server.api.completion_handler import (
     cost_of,
 )
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
-from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
+from workflow_composer.server.api.forms import AUTO, TASK, WORKFLOW, Field, Form
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.auth.account import unavailable
 from workflow_composer.server.auth.allowance import usage_of
@@ -86,7 +86,7 @@ class Catalogue:
         }
 
     async def models(self, exchange: Exchange) -> Reply:
-        """List the values of ``model`` that the caller may name: ``auto``, tasks, tiers and models."""
+        """List the values of ``model`` that the caller may name: ``auto``, tasks, tiers, models and workflows."""
         return Reply(200, encode({"object": "list", "data": self._rows(self._accounts.enter(exchange))}))
 
     async def model(self, exchange: Exchange) -> Reply:
@@ -113,7 +113,8 @@ class Catalogue:
     def _rows(self, key: Key | None) -> list[dict[str, Any]]:
         config = self._orchestrator.config
         tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
-        names = list(dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()]))
+        flows = [f"{WORKFLOW}{name}" for name in self._orchestrator.workflows]
+        names = list(dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs(), *flows]))
         if key is not None and key.models:
             names = namable(key, config, names)
         owned = f"workflow_composer:{config.profile_name}"

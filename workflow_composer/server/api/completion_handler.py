@@ -11,7 +11,7 @@ import functools
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.backends.openai.adapting import OPTIONAL
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.runtime.streams import UnderWay
+from workflow_composer.server.api.forms import WORKFLOW
 from workflow_composer.server.api.json_wire import Asked, Dialect
 from workflow_composer.server.auth.allowance import rate_headers
 from workflow_composer.server.auth.callers import MARK_BYTES, reachable
@@ -107,7 +108,7 @@ TRAILERS = ("trailer", f"{COST}, {COST_KNOWN}, {COST_ESTIMATED}, {ATTEMPTS}")
 UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Headers that keep proxies (nginx) from buffering a stream."""
 
-_STRATEGY, _ROUTER, _MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
+STRATEGY, _ROUTER, MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
 _TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
 TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
 
@@ -358,6 +359,10 @@ def _label(text: str) -> str:
     return "".join(character for character in text[:_LONGEST_USER] if character.isprintable()).strip()
 
 
+FlowHandler = Callable[[Dialect, Exchange, Visit, Asked], Awaitable[Reply | None]]
+"""Answers a request whose model is ``workflow:NAME``."""
+
+
 def _busy(reason: str) -> HttpFailure:
     return HttpFailure(429, f"the service is busy: {reason}", type="rate_limit_error", code="overloaded", retry_after=1.0)
 
@@ -366,6 +371,7 @@ class CompletionHandler:
     """Makes handlers that call the orchestrator. ``debug``: report decisions in full, and log prompts.
 
     ``report`` gets the error of a stream that has begun, with the request's ID: the client is told only its kind.
+    ``flows`` answers requests whose model is a workflow.
     """
 
     def __init__(
@@ -377,8 +383,10 @@ class CompletionHandler:
         debug: bool = False,
         log: ServiceLog | None = None,
         report: Callable[[str, BaseException], None] = lambda request_id, error: None,
+        flows: FlowHandler | None = None,
     ) -> None:
         self._report = report
+        self._flows = flows
         self._orchestrator = orchestrator
         self._accounts = accounts
         self._admission = admission
@@ -388,6 +396,7 @@ class CompletionHandler:
     def handler(self, dialect: Dialect, *, relays: bool = False) -> Handler:
         """Return the handler of one dialect. ``relays``: model servers use this format too."""
         accounts, admission, orchestrator, debug = self._accounts, self._admission, self._orchestrator, self._debug
+        flows = self._flows
 
         async def handle(exchange: Exchange) -> Reply | None:
             async with Visit(accounts, admission, exchange) as visit:
@@ -395,6 +404,8 @@ class CompletionHandler:
                     asked = dialect.read(exchange.body, exchange.headers)
                 else:
                     asked = await apart(dialect.read, exchange.body, exchange.headers)
+                if flows is not None and (name := asked.fields.get("model")) is not None and name.startswith(WORKFLOW):
+                    return await flows(dialect, exchange, visit, asked)
                 relay = Relay(usage=asked.include_usage, continuous=asked.continuous) if relays else None
                 said = self._complete(asked, exchange, visit, relay)
                 if asked.stream:
@@ -503,7 +514,7 @@ def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug:
     if response.confidence is not None:
         fields.append((CONFIDENCE, f"{response.confidence:.6g}"))
     if response.warning:
-        fields.append((WARNING, _in_a_header(response.warning)))
+        fields.append((WARNING, in_a_header(response.warning)))
     if debug:
         path = "; ".join(f"{one.name}: {one.error_type or 'ok'} {one.latency_ms:.0f} ms" for one in response.attempts)
         fields += ((_REASON, made.reason), (_PATH, path))
@@ -528,7 +539,7 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said
         if verdict.confidence is not None:
             fields.append((CONFIDENCE, f"{verdict.confidence:.6g}"))
         if verdict.warning:
-            fields.append((WARNING, _in_a_header(verdict.warning)))
+            fields.append((WARNING, in_a_header(verdict.warning)))
     if debug:
         fields.append((_REASON, plan.reason))
     return fields
@@ -536,10 +547,10 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said
 
 def left_out_of(request: LLMRequest) -> list[tuple[str, str]]:
     """Return the warnings about what servers were not sent of the request; of several calls, each once."""
-    return [(WARNING, _in_a_header(text)) for text in dict.fromkeys(request.left_out or ())]
+    return [(WARNING, in_a_header(text)) for text in dict.fromkeys(request.left_out or ())]
 
 
-def _in_a_header(text: str) -> str:
+def in_a_header(text: str) -> str:
     """Return the start of a text in characters that a header may have; a warning may repeat what a model wrote."""
     return "".join(character if " " <= character <= "~" else "?" for character in text[:_LONGEST_WARNING])
 
@@ -565,9 +576,9 @@ def cost_of(found: LLMResponse | Embeddings) -> Fields:
 def _decided(strategy: str, router: str, candidate: str, tier: int, depth: int, attempts: int) -> Fields:
     """Return the headers that report a decision, cached: nearly all requests for a model share them."""
     return (
-        (_STRATEGY, strategy),
+        (STRATEGY, strategy),
         (_ROUTER, router),
-        (_MODEL, candidate),
+        (MODEL, candidate),
         (_TIER, str(tier + 1)),
         (_DEPTH, str(depth)),
         (ATTEMPTS, str(attempts)),

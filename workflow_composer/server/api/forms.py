@@ -26,6 +26,7 @@ _decode = msgspec.json.Decoder().decode
 
 AUTO = "auto"
 TASK = "task:"
+WORKFLOW = "workflow:"
 TASK_HEADER = "x-workflow-composer-task"
 BUDGET_HEADER = "x-workflow-composer-budget"
 TIMEOUT_HEADER = "x-workflow-composer-timeout"
@@ -151,8 +152,9 @@ class Form:
 
 
 # ------------------------------------------------------------------------------------------------- the routing address
-# ``auto`` leaves the choice to the strategy; ``task:NAME`` names a task; other values name a role, tier, catalogue model or
-# routing string. A header or the metadata may name the task instead; otherwise it is predicted from the prompt.
+# ``auto`` leaves the choice to the strategy; ``task:NAME`` names a task, ``workflow:NAME`` a workflow; other values name a
+# role, tier, catalogue model or routing string. A header or the metadata may name the task instead; otherwise it is
+# predicted from the prompt.
 
 
 _NAME: Schema = {**schemas.TEXT, "maxLength": LONGEST_NAME}
@@ -162,7 +164,7 @@ _NAME: Schema = {**schemas.TEXT, "maxLength": LONGEST_NAME}
     {
         **_NAME,
         "pattern": f"^(?! *{TASK} *$){schemas.PRINTABLE}*$",  # `address_of` refuses a task without a name
-        "description": "auto, task:NAME, a tier, a catalogue model, or a routing string such as mv_small_k8_t0.7",
+        "description": "auto, task:NAME, workflow:NAME, a tier, a model, or a routing string such as mv_small_k8_t0.7",
     }
 )
 def model_name(name: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from workflow_composer.workflows.definition.evaluation import kind_of
-from workflow_composer.workflows.definition.model import ForEach, NestedBody, Reading, Step
+from workflow_composer.workflows.definition.model import ForEach, NestedBody, PromptBody, Reading, Step
 from workflow_composer.workflows.running.failing import of_value
 from workflow_composer.workflows.running.one_question import Spot, ask, released
 from workflow_composer.workflows.running.results import Scope, State, StepResult, ValueFault
@@ -148,6 +148,10 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         reason = f"`{loop.items.text}` has {len(items):,} items, and at most {loop.at_most:,} are allowed (at_most)"
         return StepResult(state="failed", kind="value", reason=reason)
     gone = _not_done(loop.items, items, names)
+    least, left = (len(items) - len(gone)) * _calls_of_each(step, loop), spot.world.calls_left()
+    if least > left:
+        reason = f"its {len(items):,} items need {least:,} calls, and all steps together may make {left:,} more (most_calls)"
+        return StepResult(state="failed", kind="budget", reason=reason)
 
     async def one(at: int) -> StepResult:
         if at in gone:
@@ -156,6 +160,12 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         return tolerated(step, await _item(step, loop, scope, spot, f"{place}[{at}]"), spot)
 
     return together(await each(len(items), one))
+
+
+def _calls_of_each(step: Step, loop: ForEach) -> int:
+    """Return how many calls an item makes at least: those of its questions to models that have no condition."""
+    inner = [step] if step.body is not None else [one for one in loop.steps.values() if one.for_each is None]
+    return sum(isinstance(one.body, PromptBody) and one.when is None for one in inner)
 
 
 async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[StepResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -87,6 +88,11 @@ class RowInputs(Protocol):
         ...
 
 
+def any_number() -> float:
+    """Return infinity: nothing bounds the calls of all steps together."""
+    return math.inf
+
+
 def no_room_known(step: Step) -> int | None:
     """Return None: nothing is known of how long a prompt may be."""
     return None
@@ -103,7 +109,8 @@ class World:
     belong to. ``once`` returns one in which a question that rows share is asked by one of them at a time, by its digest.
     ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
-    how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds.
+    how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
+    ``calls_left`` how many calls all steps together may still make.
     """
 
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]]
@@ -118,3 +125,4 @@ class World:
     stopped: StopSign = field(default_factory=StopSign)
     room: Callable[[Step], int | None] = no_room_known
     now: Callable[[], float] = time.time
+    calls_left: Callable[[], float] = any_number
