@@ -461,11 +461,11 @@ class ServerConnection(asyncio.Protocol):
             return None
         self._since = time.monotonic()
         if self._queue:
-            if self._crowded:
-                self._crowded = False
-                self.transport.resume_reading()
             self.deadline = float("inf")
             self._current = self._queue.popleft()
+            if self._crowded and len(self._queue) < _WAITING:  # one read may bring thousands
+                self._crowded = False
+                self.transport.resume_reading()
             return self._current
         self._current = None
         begun = self._coming.begun
