@@ -60,9 +60,10 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 
 UNBOUND = frozenset(
     {"request_id", "relay", "timeout", "budget", "metadata", "query_length", "bulk", "most_calls", "purse", "allowed"}
+    | {"adapts", "check", "headers", "left_out"}
 )
 """Fields of a request that do not affect its answer, or that others determine."""
-_LATER = {"form": None, "form_retries": 2, "vote_by": None}
+_LATER = {"form": None, "form_retries": 2, "vote_by": None, "private": False}
 """Later fields of a request and their defaults, with which the digests in earlier journals remain valid."""
 
 Pins = Callable[[tuple[str, ...]], tuple[str, ...]]
