@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from workflow_composer.backends.http.connection import BOUNDS
 from workflow_composer.backends.http.events import DONE, payloads
 from workflow_composer.backends.openai import wire
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import ServerFailed
+from workflow_composer.errors import AnswerTooLong, ServerFailed
 
 _REPORTING = ("message", "msg", "detail", "errors", "code", "status", "status_code")
 
@@ -44,12 +45,17 @@ def as_stream(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(content: bytes, server: str) -> bytes:
-    """Return the whole answer, as JSON, in the body of an event stream. Raises `ServerFailed`."""
+    """Return the whole answer, as JSON, in the body of an event stream, whose events have their usual bound.
+
+    Raises `ServerFailed`.
+    """
     heard, usage, found = StreamAccumulator(), None, {}
     try:
         for event in payloads(content):
             if event.startswith(DONE):
                 break
+            if len(event) > BOUNDS.event:
+                raise AnswerTooLong(f"{server}: an event of the stream is longer than {BOUNDS.event} bytes")
             found = json.loads(event)
             if reported(found) is not None:
                 return event
