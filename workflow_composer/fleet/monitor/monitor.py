@@ -194,10 +194,13 @@ class _Turn:
         return Round(servers=done, disks=disks)
 
     def _seen_by_clients(self, servers: Mapping[str, Known], checks: Mapping[str, Check]) -> Mapping[str, Known]:
-        """Look again where a server answers and has no entry: a supervisor restores one that was deleted."""
+        """Look again where a server answers and clients do not find it: a supervisor restores an entry that was deleted.
+
+        After a clock has jumped, or the machine has slept, every entry is old until it is renewed.
+        """
         ends = time.monotonic() + self.monitor.patience
         while any(
-            known.entry is None and (check := checks.get(name)) and check.verdict != "down"
+            known.hidden(self.monitor.clock()) and (check := checks.get(name)) and check.verdict != "down"
             for name, known in servers.items()
         ):
             if time.monotonic() > ends:
