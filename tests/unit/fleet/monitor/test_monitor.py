@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tests.unit.fleet.stub_vllm import StubVLLM, serving
-from workflow_composer.backends.replicas.registry import Entry
+from workflow_composer.backends.replicas.registry import LIFETIME, Entry
 from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.file import load_fleet
 from workflow_composer.fleet.monitor.alerts import AlertFailed
@@ -78,7 +78,7 @@ class World:
             server="coder", role="coder", host="127.0.0.1", port=port, model="small", state="ready", node=NODE, pid=1,
             started=self.now - 5000, updated=self.now,
         )  # fmt: skip
-        self.beats = True
+        self.beats, self.patience = True, 0.0
 
     def beat(self):
         """What the supervisor does every ten seconds, by this clock."""
@@ -95,7 +95,7 @@ class World:
             say=self.said.append,
             node=NODE,
             clock=lambda: self.now,
-            patience=0.0,
+            patience=self.patience,
         )
 
     def round(self, after=300.0):
@@ -126,6 +126,20 @@ def test_when_all_is_well_nothing_is_said(world):
     assert found.well
     assert [watched.seen for watched in found.servers] == ["up"]
     assert (world.said, world.channel.sent, world.runner.restarted) == ([], [], [])
+
+
+def test_entries_are_judged_as_they_are_after_the_checks(world):
+    """A server that hangs holds up the round; the others have renewed their entries meanwhile."""
+    looked, world.patience = world.runner.look, 30.0
+
+    def look(state):
+        world.now += 2 * LIFETIME
+        world.beat()
+        return looked(state)
+
+    world.runner.look = look
+    assert world.round().well
+    assert world.runner.restarted == []
 
 
 def test_one_alert_and_one_recovery_over_many_monitors(world, stub):
