@@ -53,23 +53,11 @@ def run_stoppable(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], to
 
     asked: list[signal.Signals] = []
 
-    async def whole() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    def heard(number: signal.Signals) -> None:
+        asked.append(number)
+        leave_soon(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
 
-        def ask(number: signal.Signals) -> None:
-            asked.append(number)
-            leave_soon(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ask, number)
-        try:
-            await work(stop)
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    asyncio.run(whole())
+    asyncio.run(_heeding(work, heard))
     if asked:
         sys.stderr.write(f"{told()}\n")
         raise Stopped if asked[0] == signal.SIGTERM else KeyboardInterrupt
@@ -84,22 +72,31 @@ def run_finishing(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) ->
 
     codes: list[int] = []
 
-    async def whole() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    def heard(number: signal.Signals) -> None:
+        codes.append(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+        if len(codes) > 1:
+            leave_now(codes[0])
 
-        def ask(number: signal.Signals) -> None:
-            codes.append(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
-            if len(codes) > 1:
-                leave_now(codes[0])
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ask, number)
-        try:
-            await work(stop)
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    asyncio.run(whole())
+    asyncio.run(_heeding(work, heard))
     return codes[0] if codes else 0
+
+
+async def _heeding(
+    work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], heard: Callable[[signal.Signals], None]
+) -> None:
+    """Await ``work`` with an event that is set, after a call of ``heard``, at every Ctrl-C or SIGTERM."""
+    import asyncio
+
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def ask(number: signal.Signals) -> None:
+        heard(number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask, number)
+    try:
+        await work(stop)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
