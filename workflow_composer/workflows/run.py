@@ -231,6 +231,7 @@ class WorkflowRun:
             stopped=self.stopped,
             room=self._room,
             now=now,
+            **({"at_once": 1} if options.concurrency == 1 else {}),
         )
 
     def __enter__(self) -> WorkflowRun:

@@ -110,7 +110,8 @@ class World:
     ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
-    ``calls_left`` how many calls all steps together may still make.
+    ``calls_left`` how many calls all steps together may still make. ``at_once`` items of a list are begun at once; with 1,
+    steps of a row are, too, done one after another, in the file's order, which then depends on no answer.
     """
 
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]]
@@ -126,3 +127,4 @@ class World:
     room: Callable[[Step], int | None] = no_room_known
     now: Callable[[], float] = time.time
     calls_left: Callable[[], float] = any_number
+    at_once: int = 64
