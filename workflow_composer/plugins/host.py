@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -26,7 +26,9 @@ from workflow_composer.plugins.builtin import BuiltinPlugin
 from workflow_composer.plugins.editions import Edition
 from workflow_composer.plugins.sources import BLOCK_VARIABLE, FILES_VARIABLE, PluginSource, in_file, in_files, installed
 from workflow_composer.types import LLMRequest
-from workflow_composer.workflows.step_kinds import StepKind
+
+if TYPE_CHECKING:
+    from workflow_composer.workflows.step_kinds import StepKind
 
 BUILTIN = "workflow_composer"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -452,6 +454,7 @@ def _collected(kind: str, listeners: Iterable[Listener], parts: Mapping[str, Par
 
 def _step_kind(name: str, run: Any, part: Part, more: Mapping[str, Any]) -> StepKind:
     from workflow_composer.workflows.definition.steps import EVERY_KEY
+    from workflow_composer.workflows.step_kinds import StepKind
 
     plugin = part.info.name
     if name in EVERY_KEY:

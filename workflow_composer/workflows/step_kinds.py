@@ -55,7 +55,7 @@ class StepKind:
         where = f"plugin {plugin!r} registers the kind of step {name!r}"
         place = getattr(run, "__qualname__", "<")
         if "<" in place or not getattr(run, "__module__", None) or inspect.isclass(run):
-            hint = "a step runs in a process of its own, which finds its function by name: write def at the top level of a module"
+            hint = "it runs in a process of its own, which finds it by name: write def at the top level of a module"
             raise PluginError(f"{where} with no function of a module's top level", hint=hint)
         try:
             inspect.signature(run).bind_partial(None)
