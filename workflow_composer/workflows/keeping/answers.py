@@ -50,7 +50,7 @@ class KeptFailure:
     facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
 
 
-class Progress(Protocol):
+class EarlierTries(Protocol):
     """What a question has got while it has no answer: see `workflow_composer.workflows.keeping.progress`."""
 
     async def checked(
@@ -75,7 +75,7 @@ class Keeper(Protocol):
         """Return why a question without an answer must not be asked now; None: it is to be asked."""
         ...
 
-    def progress(self, question: StepQuestion) -> Progress | None:
+    def progress(self, question: StepQuestion) -> EarlierTries | None:
         """Return what a question, which is now asked, has got in an earlier try; None: nothing of that is kept."""
         ...
 

@@ -20,7 +20,7 @@ from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse
 from workflow_composer.workflows.definition.evaluation import kind_of
 from workflow_composer.workflows.definition.model import AnswerCheck, CommandBody, HumanBody, PromptBody, PythonBody, Step
-from workflow_composer.workflows.keeping.answers import KeptAnswer, Progress, StepQuestion
+from workflow_composer.workflows.keeping.answers import EarlierTries, KeptAnswer, StepQuestion
 from workflow_composer.workflows.programs.accepting import StepCheck
 from workflow_composer.workflows.programs.command import run_command
 from workflow_composer.workflows.programs.function import call_function
@@ -77,7 +77,7 @@ class _Question:
         self.form: OutputForm | None = step.form
         self._purse: Reservation | None = None
         self.spent, self._tokens = 0.0, 0
-        self.progress: Progress | None = None
+        self.progress: EarlierTries | None = None
         self.acceptance = None if step.accept is None else self.checked_by(step.accept)
 
     @property
