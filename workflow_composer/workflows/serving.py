@@ -202,6 +202,9 @@ class _NothingKept:
         """Return None: every question is asked."""
         return None
 
+    def progress(self, question: StepQuestion) -> None:
+        """Return None: nothing is kept."""
+
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
         """Do nothing."""
 
