@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import platform
 import re
 import secrets
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -110,7 +110,7 @@ class LiveRun:
             "id": identity,
             "workflow": workflow.name,
             "source": "service" if rows is None else "command",
-            "host": socket.gethostname(),
+            "host": platform.node(),
             "output": output,
             "graph": picture(workflow, config).data,
         }

@@ -117,7 +117,7 @@ def _quoted(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class FlowDrawing:
     """Boxes with the places of their upper left corners, and arrows as SVG paths; lengths in pixels."""
 
     wide: int
@@ -144,11 +144,11 @@ class Picture:
         return {**size, "boxes": boxes, "arrows": list(self.arrows)}
 
 
-def picture(workflow: Workflow, config: StrategyConfig | None = None) -> Picture:
+def picture(workflow: Workflow, config: StrategyConfig | None = None) -> FlowDrawing:
     """Return where the boxes and arrows of a workflow are."""
     boxes = drawn(workflow, config)
     places = _places(boxes)
-    return Picture(
+    return FlowDrawing(
         max((x for x, _ in places.values()), default=0) + _WIDTH + _GAP,
         max((y for _, y in places.values()), default=0) + _HEIGHT + _GAP,
         tuple((box, *places[box.name]) for box in boxes),
