@@ -201,6 +201,9 @@ class _NothingKept:
         """Return None: every question is asked."""
         return None
 
+    def progress(self, question: StepQuestion) -> None:
+        """Return None: nothing is kept."""
+
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
         """Do nothing."""
 
