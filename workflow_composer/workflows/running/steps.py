@@ -16,9 +16,6 @@ from workflow_composer.workflows.running.one_question import Spot, ask, released
 from workflow_composer.workflows.running.results import Scope, State, StepResult, ValueFault
 from workflow_composer.workflows.running.world import World
 
-_AT_ONCE = 64
-"""Items of one list that are begun at once; how many calls they make at once is for the run's gate."""
-
 _MISSING: Mapping[State, str] = {
     "skipped": "which was skipped",
     "failed": "which failed",
@@ -35,6 +32,10 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
     """
     results: dict[str, StepResult] = dict(names.results)
     inside = Scope(names.plain, results)
+    if spot.world.at_once == 1:
+        for name in order:
+            results[name] = await run_step(steps[name], inside, spot)
+        return {name: results[name] for name in order}
     left = {name: read_by(steps[name]) & set(order) for name in order}
     running: dict[asyncio.Task[StepResult], str] = {}
     try:
@@ -174,7 +175,7 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         return result
 
     watch = None if spot.prefix else spot.world.watch
-    return together(await each(len(items), one))
+    return together(await each(len(items), one, spot.world.at_once))
 
 
 def _calls_of_each(step: Step, loop: ForEach, world: World) -> int:
@@ -205,8 +206,11 @@ def _calls_of_one(step: Step, world: World) -> int:
     return (world.calls_of(step) if isinstance(step.body, PromptBody) else 0) + judged
 
 
-async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[StepResult]:
-    """Return ``do(number)`` for the numbers from 0, in their order; many run at once, each begun in its turn."""
+async def each(count: int, do: Callable[[int], Awaitable[StepResult]], at_once: int) -> list[StepResult]:
+    """Return ``do(number)`` for the numbers from 0, in their order; so many run at once, each begun in its turn.
+
+    How many calls they make at once is for the run's gate.
+    """
     found: dict[int, StepResult] = {}
     numbers = iter(range(count))
 
@@ -216,7 +220,7 @@ async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[S
 
     if count == 1:
         return [await do(0)]
-    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, _AT_ONCE))]
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, at_once))]
     try:
         await asyncio.gather(*tasks)
     finally:
