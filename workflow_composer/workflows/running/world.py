@@ -135,8 +135,8 @@ class World:
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
     ``calls_left`` how many calls all steps together may still make, ``calls_of`` how many of these a question of a step
-    takes at least. ``at_once`` items of a list are begun at once; with 1, steps of a row are, too, done one after another, in
-    the file's order, which then depends on no answer. ``watch`` sees steps begin and end.
+    takes at least. ``at_once`` items of a list are begun at once; with 1, steps of a row are, too, done one after another,
+    in the file's order, which then depends on no answer. ``watch`` sees steps begin and end.
     """
 
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]]
