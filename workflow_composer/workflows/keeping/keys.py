@@ -104,10 +104,10 @@ def path_of(place: str) -> str:
 def top_of(path: str) -> str:
     """Return the workflow's own step in which a step is.
 
-    >>> top_of("teams.m"), top_of("outer/inner.x"), top_of("a")
+    >>> top_of("teams.m"), top_of("outer/inner.x"), top_of("a!release")
     ('teams', 'outer', 'a')
     """
-    return re.split("[./]", path, maxsplit=1)[0]
+    return re.split("[./!]", path, maxsplit=1)[0]
 
 
 def kind_of(step: Step) -> str:
