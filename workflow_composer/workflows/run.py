@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -218,6 +218,7 @@ class WorkflowRun:
         self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
         self._rooms: dict[int, tuple[Step, int | None]] = {}
+        self._flush: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self.world = World(
             ask=Asker(models.agenerate, self.gate, self.stopped),
@@ -288,7 +289,8 @@ class WorkflowRun:
         if self.workflow.run_deadline is not None:
             watchers.append(asyncio.create_task(self._end_after(self.workflow.run_deadline)))
         try:
-            await self._all_steps(kill, progress)
+            with getattr(self.models, "gathering", _nothing_to_flush)() as self._flush:
+                await self._all_steps(kill, progress)
         finally:
             for watcher in watchers:
                 watcher.cancel()
@@ -479,8 +481,13 @@ class _RowWork:
             self._pace.learn(record.cost)
 
     def sync(self) -> None:
-        """Flush the journal of answers to disk."""
+        """Flush the journal of answers to disk, and write the metric lines that wait."""
         self._run.journal.sync()
+        self._run._flush()
+
+
+def _nothing_to_flush() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 def _anew(workflow: Workflow, options: RunOptions) -> frozenset[str]:

@@ -117,7 +117,7 @@ class Evaluator:
             return Absent(f"{written(node.node)} is empty")
         if getattr(node, "over_items", False) and is_unmarked_list(holder):
             return _projected(holder, str(key))
-        return _item(holder, key, written(node), written(node.node))
+        return _item(holder, key, node)
 
     def _slice(self, node: nodes.Getitem, part: nodes.Slice, bound: Bound) -> Any:
         holder = self.present(node.node, bound)
@@ -329,9 +329,12 @@ class Evaluator:
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _item(holder: Any, key: Any, told: str, of: str) -> Any:
+def _item(holder: Any, key: Any, node: nodes.Getattr | nodes.Getitem) -> Any:
+    if isinstance(holder, Mapping) and isinstance(key, str) and key in holder:
+        return holder[key]
+    told, of = written(node), written(node.node)
     if isinstance(holder, Mapping):
-        return holder[key] if isinstance(key, str) and key in holder else Absent(f"{told} is missing")
+        return Absent(f"{told} is missing")
     if is_unmarked_list(holder) and type(key) is int:
         return holder[key] if -len(holder) <= key < len(holder) else Absent(f"{told}: the list has {len(holder)} items")
     if isinstance(key, str):
