@@ -397,6 +397,7 @@ class WorkflowRun:
         whole = replace(rules(-1), left_out=lambda path: "") if self.options.only is None else rules(-1)
         keeper = self._keeper("", whole, counts)
         world = replace(self.world, keeper=keeper, run_results=dict(self._run_results))
+        self._spool.run_results = dict(self._run_results)  # for `keep` and `group_by`, which may read a step of the run
         result = None
         if self.live is not None:
             self.live.asks(self.counts, counts)
