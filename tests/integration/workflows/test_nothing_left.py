@@ -140,7 +140,7 @@ def planted(desk, monkeypatch):
     desk.file(OWN, "own.py")
     desk.file(EXITING, "exiting.py")
     desk.file(SAYING, "saying.py")
-    desk.table([{"id": name, "note": f"{SECRET} {name}"} for name in ("r1", "r2", "r2")], "private.jsonl")
+    desk.table([{"id": name, "note": f"{SECRET} {name}"} for name in ("r1", "r2")], "private.jsonl")
     environ = desk.environ()
     (desk.folder / "tmp").mkdir()
     more = {"BIOPIPELINES_DEBUG_ROUTING": "1", "TMPDIR": str(desk.folder / "tmp")}
