@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.integration.workflows.kit import WAITING, files_below
 from tests.integration.workflows.scripted import Said
+from tests.integration.workflows.test_served import Client
 
 SECRET, DERIVED = "qzx7secretnote", "qzx8derivedreply"
 STATES = ("done", "skipped", "failed", "waiting", "withheld", "not_run")
@@ -181,3 +183,50 @@ def test_nothing_private_is_left_by_a_run_and_the_commands_about_it(planted):
     assert any("422" in reason for reason in ran.steps["echoed"]["reasons"])
     assert tells(desk.journal().read_bytes())  # the control: it is the journal that has it
     assert DERIVED.encode() in desk.journal().read_bytes()
+
+
+SERVED = """
+workflow: served
+inputs: {message: private}
+steps:
+  plain: {prompt: "plain {{ message }}"}
+  echoed: {prompt: "echoed {{ message }}", on_error: skip}
+  formless: {prompt: "formless {{ message }}", answer: {age: number}, on_error: skip}
+  refusing: {prompt: "refusing {{ message }}", accept: {python: "own:refusing"}, retries: 1, on_error: skip}
+  raising: {python: "own:raising", with: {note: message}, on_error: %s}
+  words: {python: "own:words", with: {note: message}, answer: [text]}
+  each: {for_each: w in words, prompt: "each {{ w }}"}
+output: {n: "{{ raising | default('') }}{{ each | length }}"}
+"""
+SEEN = ("/metrics", "/v1/workflows/runs", "/dashboard", "/dashboard/data", "/v1/usage", "/ready", "/v1/models")
+
+
+def test_nothing_private_is_left_by_the_service(planted):
+    """Its log, its pages, its metrics and its pictures of runs; a failure is told to the client by its kind."""
+    desk = planted
+    desk.file(SERVED % "skip")
+    desk.file((SERVED % "row").replace("workflow: served", "workflow: failing"), "failing.yaml")
+    desk.profile(workflows=["flow.yaml", "failing.yaml"])
+    with Watch(desk.folder) as watch, (desk.folder / "log.txt").open("w") as log:
+        process = desk.start("serve", "--port", "0", "--json", stderr=log)
+        try:
+            client = Client(json.loads(process.stdout.readline())["url"])
+            status, headers, body = client.asked(SECRET, model="workflow:served")
+            assert status == 200, body["error"]["message"]
+            assert (status, body["choices"][0]["message"]["content"]) == (200, "1")
+            status, failed_headers, failed = client.asked(SECRET, model="workflow:failing")
+            assert status >= 400
+            told = [str(headers), json.dumps(body), str(failed_headers), json.dumps(failed)]
+            pages = {path: client.send(path) for path in SEEN}
+            runs = json.loads(pages["/v1/workflows/runs"][2])["data"]
+            told += [client.send(f"/v1/workflows/runs/{run['id']}")[2] for run in runs]
+            told += [str(page) for page in pages.values()]
+        finally:
+            process.terminate()
+            out, _ = process.communicate(timeout=60)
+    told.append(out)
+    assert len(runs) == 2
+    assert [one for one in told if tells(one.encode())] == []
+    assert left(desk) == []
+    assert watch.found == []
+    assert "raising" in json.dumps(failed)

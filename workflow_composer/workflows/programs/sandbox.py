@@ -137,7 +137,7 @@ async def _started(job: ProgramJob, limits: ProgramLimits, folder: Path, private
         cwd=place / "work",
         env=_environment(folder, place),
         pass_fds=(tell,),
-        process_group=0,  # an interrupt from the terminal must not reach the program: the run decides what it means
+        start_new_session=True,  # an interrupt from the terminal must not reach the program: the run decides what it means
     )
 
 
