@@ -39,6 +39,7 @@ from workflow_composer.runtime.resources import (
     OrchestratorStatus,
     ResourceDetector,
     detect_strategy,
+    served_models,
     unprobed,
 )
 from workflow_composer.runtime.snapshot import Snapshot, build
@@ -342,7 +343,7 @@ class ModelOrchestrator(ActiveStrategy):
         """Run a workflow over rows; see `workflow_composer.workflows.from_python.run_workflow`."""
         from workflow_composer.workflows.from_python import run_workflow
 
-        return await run_workflow(self, workflow, rows, **options)
+        return await run_workflow(self, workflow, rows, served=served_models, **options)
 
     def plan(self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]) -> Plan:
         """Return the plan for a request; sends nothing."""

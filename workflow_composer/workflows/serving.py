@@ -215,7 +215,7 @@ class _NothingKept:
         raise AssertionError(step.name)
 
 
-def _asked(step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
+def _asked(step: Step, *, row: str, place: str, asked: Mapping[str, Any], release: bool = False) -> StepQuestion:
     """Return a question that is like no other: nothing is kept, and nothing is shared."""
     return StepQuestion(row=row, place=place, digest=place)
 
