@@ -36,13 +36,14 @@ from workflow_composer.workflows.keeping.rows import RowSource, RunRow, RunTable
 from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
 from workflow_composer.workflows.keeping.versions import RunVersions, ServedModels, models_by_path
 from workflow_composer.workflows.keeping.written import WrittenTables
+from workflow_composer.workflows.live_runs import LiveRun, RunBoard, new_run_id
 from workflow_composer.workflows.programs.digests import WorkflowSources
 from workflow_composer.workflows.running.over_rows import run_over_rows
 from workflow_composer.workflows.running.prompt_room import room_in
 from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
 from workflow_composer.workflows.running.row import run_row
 from workflow_composer.workflows.running.steps import read_by
-from workflow_composer.workflows.running.world import StopSign, World
+from workflow_composer.workflows.running.world import AT_ONCE, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.runner import Generate
@@ -186,6 +187,7 @@ class WorkflowRun:
 
     ``output`` is the table to write (None: none), ``journal`` the file of answers; None: the one beside ``output``.
     ``served`` asks one's own servers, once, which models they serve where the profile does not name one.
+    ``board`` shows the run to others while it goes on; ``live`` is what it shows.
     """
 
     def __init__(
@@ -199,6 +201,7 @@ class WorkflowRun:
         journal: Path | None = None,
         now: Callable[[], float] = time.time,
         served: Callable[[StrategyConfig], Awaitable[ServedModels]] = nothing_served,
+        board: RunBoard | None = None,
     ) -> None:
         self.options = options = options or RunOptions()
         options.check(workflow)
@@ -222,8 +225,7 @@ class WorkflowRun:
         self.people = PeopleAnswers(answers_beside(self.journal.path))
         self._versions, self._served, self._now = RunVersions(self.journal), served, now
         self._models_of: Mapping[str, frozenset[str]] = {}
-        self.counts = RunCounts()
-        self.tally = Tally(len(self.source))
+        self.counts, self.tally = RunCounts(), Tally(len(self.source))
         self._known = self.journal.counts.answers > 0
         self._spool = OutcomeSpool()
         self._run_results: dict[str, StepResult] = {}
@@ -232,6 +234,11 @@ class WorkflowRun:
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
         self._rooms: dict[int, tuple[Step, int | None]] = {}
         self._began = time.monotonic()
+        self.live: LiveRun | None = None
+        self._board = board
+        if board is not None:
+            shown = "" if output is None else output.name
+            self.live = LiveRun(new_run_id(), self.workflow, models.config, rows=len(self.source), output=shown)
         self.world = World(
             ask=Asker(models.agenerate, self.gate, self.stopped),
             question=self._question,
@@ -244,6 +251,7 @@ class WorkflowRun:
             stopped=self.stopped,
             room=self._room,
             now=now,
+            at_once=1 if options.concurrency == 1 else AT_ONCE,
         )
 
     def __enter__(self) -> WorkflowRun:
@@ -266,8 +274,8 @@ class WorkflowRun:
             room = None
             if isinstance(step.body, PromptBody):
                 with suppress(WorkflowComposerError):
-                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
-                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
+                    fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
+                    plan = self.models.plan("?", **fields, **({} if step.model is None else {"model": step.model}))
                     room = room_in(plan, step.tokens)
             known = self._rooms[id(step)] = (step, room)
         return known[1]
@@ -301,6 +309,14 @@ class WorkflowRun:
         self, *, cancel: asyncio.Event | None = None, progress: Callable[[Tally], None] = lambda tally: None
     ) -> RunReport:
         """Run to the end, to the budget, or until ``cancel`` is set; write the tables; return the report."""
+        if self._board is not None and self.live is not None:
+            async with self._board.showing(self.live) as live:
+                report = await self._run(cancel, progress)
+                live.end(report.state)
+            return report
+        return await self._run(cancel, progress)
+
+    async def _run(self, cancel: asyncio.Event | None, progress: Callable[[Tally], None]) -> RunReport:
         kill = asyncio.Event()
         watchers = [asyncio.create_task(self._watch(cancel, kill))] if cancel is not None else []
         if self.workflow.run_deadline is not None:
@@ -384,11 +400,15 @@ class WorkflowRun:
         """Compute every row as far as it goes now."""
         self._spool.run_results = dict(self._run_results)
         pace = RowPace(self.gate, self.account)
-        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results)), pace)
         first = not self.counts
+        if self.live is not None:
+            self.live.pass_begins(self.counts, this.counts)
+        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results), watch=self.live), pace)
         tally = self.tally if first else Tally(len(self.source))
         await run_jobs(self._jobs(), work, work, tally=tally, limiter=pace, progress=progress, stop=kill)
         self._merge(this.counts)
+        if self.live is not None:
+            self.live.asks(self.counts)
 
     def _jobs(self) -> Iterator[RunRow]:
         for row in self.source:
@@ -410,8 +430,18 @@ class WorkflowRun:
         whole = replace(rules(-1), left_out=lambda path: "") if self.options.only is None else rules(-1)
         keeper = self._keeper("", whole, counts)
         world = replace(self.world, keeper=keeper, run_results=dict(self._run_results))
-        result = await run_over_rows(step, self.outcomes(), world)
+        result = None
+        if self.live is not None:
+            self.live.asks(self.counts, counts)
+            self.live.begun(step.name)
+        try:
+            result = await run_over_rows(step, self.outcomes(), world)
+        finally:
+            if self.live is not None:
+                self.live.ended(step.name, result)
         self._merge(counts)
+        if self.live is not None:
+            self.live.asks(self.counts)
         return result
 
     async def outcomes(self) -> AsyncIterator[RowOutcome]:
@@ -509,6 +539,8 @@ class _RowWork:
     def append(self, record: RowDone) -> None:
         """Keep an outcome."""
         self._run._spool.put(record)
+        if self._run.live is not None:
+            self._run.live.row(record.outcome.state)
         if self._pace is not None:
             self._pace.learn(record.cost)
 

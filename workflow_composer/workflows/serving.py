@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.errors import ProfileError, ProfileNotFound, TooManyCalls
-from workflow_composer.types import EMPTY
+from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.definition.model import HumanBody, NestedBody, PromptBody, Step, Workflow
 from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
@@ -24,11 +24,13 @@ from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.rows import RunRow
 from workflow_composer.workflows.running.results import FailureKind, RowOutcome
 from workflow_composer.workflows.running.row import run_row
-from workflow_composer.workflows.running.world import StopSign, World
+from workflow_composer.workflows.running.world import StepWatch, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.plan import Plan
     from workflow_composer.types import LLMRequest, LLMResponse
+    from workflow_composer.workflows.step_kinds import StepKind
 
 MESSAGE_INPUTS = ("message", "prompt", "question")
 """Names of the input that takes the message, where there are several texts."""
@@ -63,7 +65,7 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def served_workflows(config: StrategyConfig) -> dict[str, ServedWorkflow]:
+def served_workflows(config: StrategyConfig, kinds: Mapping[str, StepKind] = EMPTY) -> dict[str, ServedWorkflow]:
     """Return the workflows of a profile's key ``workflows`` by their names. Raises `ProfileError` with all faults."""
     problems: list[str] = []
     found: dict[str, ServedWorkflow] = {}
@@ -72,7 +74,7 @@ def served_workflows(config: StrategyConfig) -> dict[str, ServedWorkflow]:
         where = config.where("workflows", number)
         for path in _files(Path(str(place)), where, problems):
             try:
-                flow = load_workflow(path, config=config)
+                flow = load_workflow(path, config=config, kinds=kinds)
             except ProfileNotFound as error:
                 problems.append(f"{where}: {error.message}")
                 continue
@@ -222,11 +224,15 @@ def _asked(step: Step, *, row: str, place: str, asked: Mapping[str, Any], releas
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageLimits:
-    """What one message may take: ``dollars`` and ``seconds`` (None: what the workflow says), and calls of all steps."""
+    """What one message may take: ``dollars`` and ``seconds`` (None: what the workflow says), and calls of all steps.
+
+    ``calls_left`` and ``calls_of`` as in a `World`.
+    """
 
     dollars: float | None = None
     seconds: float | None = None
     calls_left: Callable[[], float] = field(default=lambda: math.inf)
+    calls_of: Callable[[Step], int] = field(default=lambda step: 1)
 
 
 async def answered(
@@ -235,6 +241,7 @@ async def answered(
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]],
     gate: CallGate,
     limits: MessageLimits,
+    watch: StepWatch | None = None,
 ) -> RowOutcome:
     """Run a workflow for one message; ``gate`` bounds the calls at a time of all that share it. Failures are outcomes."""
     flow = served.workflow
@@ -256,9 +263,30 @@ async def answered(
         folder=flow.folder,
         stopped=stopped,
         calls_left=limits.calls_left,
+        calls_of=limits.calls_of,
+        watch=watch,
     )
     inputs = {**dict.fromkeys(flow.inputs), served.takes: message}
     return await run_row(flow, RunRow(0, "the message", _ROW, inputs), world)
+
+
+_KNOWN_ROUTERS = frozenset({"cascade", "cascading_provider"})
+"""Routers whose plan does not depend on what is asked."""
+
+
+def sure_calls(step: Step, plan: Callable[..., Plan]) -> int:
+    """Return how many calls one question of a step takes at least, however its answers turn out.
+
+    Raises `WorkflowComposerError` where no plan can be made.
+    """
+    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
+    found = plan("?", **{name: value for name, value in fields.items() if value is not None})
+    tier = found.tiers[0]
+    if found.router not in _KNOWN_ROUTERS or tier.when_unknown is not None:
+        return 1
+    if tier.voting is None or tier.voting.stopping == "fixed":
+        return tier.samples
+    return tier.samples // 2 + 1 if tier.voting.stopping == "decided" else 1
 
 
 def _least(*limits: float | None) -> float | None:
