@@ -211,10 +211,7 @@ class WorkflowRun:
             row_budget=workflow.row_budget if options.row_budget is None else options.row_budget,
         )
         self.table, self.output, self.models = table, output, models
-        if journal is None:
-            if output is None:
-                raise InputError("a run needs an output or a journal", hint="name one of them")
-            journal = journal_beside(output)
+        journal = _journal_of(output) if journal is None else journal
         self.written = WrittenTables(self.workflow, output, table, journal)
         self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
         self.journal = WorkflowJournal.open(journal)
@@ -517,6 +514,12 @@ class WorkflowRun:
         if states["waiting"] or any(result.state == "waiting" for result in self._run_results.values()):
             return "waiting"
         return "failed" if failed or run_failed else "done"
+
+
+def _journal_of(output: Path | None) -> Path:
+    if output is None:
+        raise InputError("a run needs an output or a journal", hint="name one of them")
+    return journal_beside(output)
 
 
 class _RowWork:
