@@ -159,7 +159,6 @@ class ModelOrchestrator(ActiveStrategy):
 
         ``schema`` is what the answer must be: a pydantic model or another type, a JSON Schema, or a form (`output_form`).
         The response's ``value`` is then the answer as data, of a pydantic model an instance; None if it has another form.
-
         Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
         unchanged any `ModelError` for which no other model is tried.
         """
