@@ -25,7 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def fleet_option(function: F) -> F:
     """``--fleet FILE``, as the parameter ``fleet_file``, and ``--allow-code``."""
-    text = "The fleet file. Default: `config/fleet.yaml` or `fleet.yaml` in the working directory, the user's, the shipped one."
+    text = (
+        "The fleet file. Default: `config/fleet.yaml` or `fleet.yaml` in the working directory, the user's, the shipped one."
+    )
     return click.option("--fleet", "fleet_file", metavar="FILE", help=text)(allow_code_option(function))
 
 
