@@ -215,7 +215,8 @@ class FormAnswers:
         result = outcome.steps[ASKED]
         if asked.response is None:
             raise InvalidAnswer(result.reason)
-        graded = row if self._form.is_text or row.label is None else replace(row, label=None)  # a text is graded by the answer read from it
+        labelled = self._form.is_text and row.label is not None  # a text is graded by the answer read from it
+        graded = row if labelled or row.label is None else replace(row, label=None)
         line = await self._lines.line_of(graded, asked.response)
         return AskLine({**line.fields, **self._read(row, result, asked.response)})
 

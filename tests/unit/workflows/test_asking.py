@@ -118,8 +118,8 @@ def test_a_text_is_an_answer_as_it_is_and_not_when_it_was_cut_off(table, tmp_pat
 
 
 WRITTEN = (
-    '{"index":0,"key":"6674979422d445a1","content":"6696f3988803ddba","id":null,"question":"Which is number 0?","label":null,'
-    '"text":"case","model":"small","candidate":"small","tier":0,"fallback_depth":0,"cost":1.7e-05,'
+    '{"index":0,"key":"6674979422d445a1","content":"6696f3988803ddba","id":null,"question":"Which is number 0?",'
+    '"label":null,"text":"case","model":"small","candidate":"small","tier":0,"fallback_depth":0,"cost":1.7e-05,'
     '"tokens":{"prompt":16,"completion":1},"latency_ms":0.815,"confidence":null,"finish_reason":"stop","value":"case",'
     '"calls":1,"asked_again":0,"mended":[],"answer":"case"}\n'
 )
