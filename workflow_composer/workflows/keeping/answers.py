@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.running.results import FailureKind
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from workflow_composer.workflows.definition.model import Step
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepQuestion:
     """What is really asked, once, for a row.
@@ -30,6 +32,7 @@ class StepQuestion:
     share: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptAnswer:
     """An answer that is valid: ``value`` is JSON data, ``facts`` more about it (calls, cost in dollars, model, seconds)."""
@@ -39,6 +42,7 @@ class KeptAnswer:
     shared: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFailure:
     """Why a question is not asked (again) in this run: an earlier failure that asking would only repeat, or its place.
