@@ -1,4 +1,4 @@
-"""cd examples/elsewhere && python genes_langgraph.py        (langgraph 1.2, langgraph-checkpoint-sqlite 3.1, langchain-openai 1.7)"""
+"""cd examples/elsewhere && python genes_langgraph.py   (langgraph 1.2.24, langchain-openai 1.7.4)"""
 
 import asyncio
 import json
