@@ -41,7 +41,7 @@ from workflow_composer.workflows.running.prompt_room import room_in
 from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
 from workflow_composer.workflows.running.row import run_row
 from workflow_composer.workflows.running.steps import read_by
-from workflow_composer.workflows.running.world import StopSign, World
+from workflow_composer.workflows.running.world import AT_ONCE, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.runner import Generate
@@ -212,8 +212,7 @@ class WorkflowRun:
         self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
         self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
         self.people = PeopleAnswers(answers_beside(self.journal.path))
-        self.counts = RunCounts()
-        self.tally = Tally(len(self.source))
+        self.counts, self.tally = RunCounts(), Tally(len(self.source))
         self._known = self.journal.counts.answers > 0
         self._spool = OutcomeSpool()
         self._run_results: dict[str, StepResult] = {}
@@ -239,6 +238,7 @@ class WorkflowRun:
             stopped=self.stopped,
             room=self._room,
             now=now,
+            at_once=1 if options.concurrency == 1 else AT_ONCE,
         )
 
     def __enter__(self) -> WorkflowRun:
@@ -259,8 +259,8 @@ class WorkflowRun:
             room = None
             if isinstance(step.body, PromptBody):
                 with suppress(WorkflowComposerError):
-                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
-                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
+                    fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
+                    plan = self.models.plan("?", **fields, **({} if step.model is None else {"model": step.model}))
                     room = room_in(plan, step.tokens)
             known = self._rooms[id(step)] = (step, room)
         return known[1]

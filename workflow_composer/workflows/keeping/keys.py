@@ -25,6 +25,7 @@ from workflow_composer.workflows.definition.model import (
     Reading,
     Step,
 )
+from workflow_composer.workflows.definition.routes import models_for
 from workflow_composer.workflows.keeping.answers import StepQuestion
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class StepMeanings:
         body = step.body
         if isinstance(body, PromptBody):
             found |= self._model(step.model, step.task)
+            if step.labels.private and self._config.allow_cloud and self._reaches_cloud(step):
+                found["models"] = "own"  # other models answer than for the same question of a step that is not private
             found |= {"temperature": step.temperature, "tokens": step.tokens, "tools": [dict(t) for t in body.tools or ()]}
             found["context"] = list(self._context_of(step))
             found[WRITTEN] = [body.prompt.text, None if body.system is None else body.system.text]
@@ -161,6 +164,9 @@ class StepMeanings:
         elif isinstance(body, HumanBody):
             found[WRITTEN] = body.prompt.text
         return found
+
+    def _reaches_cloud(self, step: Step) -> bool:
+        return any(not spec.local for spec in models_for(self._config, step.model, step.task))
 
     def _model(self, model: str | None, task: str | None) -> dict[str, Any]:
         """Return the models and votes of a target, or of a task."""

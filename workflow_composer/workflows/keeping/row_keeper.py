@@ -293,6 +293,7 @@ _NAMED = {
     "form": "its answer's form changed",
     "model": "its model changed",
     "target": "its model changed",
+    "models": "the models that it may use changed",
     "votes": "its votes changed",
     "temperature": "its temperature changed",
     "tokens": "its token limit changed",
