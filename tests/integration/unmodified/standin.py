@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -233,11 +234,11 @@ def written_calls(said: Said) -> list[dict[str, Any]]:
     """The calls in OpenAI's form, with vLLM's kind of IDs."""
     return [
         {
-            "id": f"chatcmpl-tool-{at}-{abs(hash(call)):x}",
+            "id": f"chatcmpl-tool-{uuid.uuid4().hex}",
             "type": "function",
             "function": {"name": call[0], "arguments": call[1]},
         }
-        for at, call in enumerate(said.calls)
+        for call in said.calls
     ]
 
 
