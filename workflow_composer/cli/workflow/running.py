@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from workflow_composer.batch.asking.table_output import journal_beside
 from workflow_composer.batch.datasets.table import Table, read_table
 from workflow_composer.cli.interrupt import run_finishing
 from workflow_composer.cli.output import SOME_FAILED, dollars, print_json, print_table
@@ -20,7 +21,6 @@ from workflow_composer.cli.workflow.scripted_models import ScriptedModels
 from workflow_composer.errors import InputError, RunBudgetReached
 from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
-from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 from workflow_composer.workflows.opening import loaded
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
@@ -160,9 +160,9 @@ class RunSession:
         told += [dollars(step["cost"])] if step["cost"] else []
         click.echo(f"  {path}: {', '.join(told) or 'nothing to do'}", err=True)
         for why, number in _most(step["asked_again"]):
-            click.echo(f"    asked again {number} times: {why}", err=True)
+            click.echo(f"    asked again {_times(number)}: {why}", err=True)
         for why, number in _most(step["reasons"]):
-            click.echo(f"    {number} times: {why}", err=True)
+            click.echo(f"    {_times(number)}: {why}", err=True)
         for note in step["notes"][:_MOST_REASONS]:
             click.echo(f"    {note}", err=True)
 
@@ -267,3 +267,7 @@ class Rehearsal(RunSession):
                 asyncio.run(run.run())
         rows = [row for _, row in objects(self._target)] if self._target.exists() else []
         return self._test.differences(rows), rows
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"

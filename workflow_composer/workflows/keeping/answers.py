@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.running.results import FailureKind
 
+if TYPE_CHECKING:
+    from workflow_composer.workflows.definition.model import Step
 
+
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepQuestion:
     """What is really asked, once, for a row.
@@ -27,6 +32,7 @@ class StepQuestion:
     share: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptAnswer:
     """An answer that is valid: ``value`` is JSON data, ``facts`` more about it (calls, cost in dollars, model, seconds)."""
@@ -36,6 +42,7 @@ class KeptAnswer:
     shared: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFailure:
     """Why a question is not asked (again) in this run: an earlier failure that asking would only repeat, or its place.
@@ -89,3 +96,33 @@ class Keeper(Protocol):
         ``facts`` have ``reason`` (words without private values) beside what `KeptAnswer` has.
         """
         ...
+
+
+class NothingKept:
+    """The answers and the people of a single request, or of a row whose record is kept elsewhere: there are none."""
+
+    def find(self, question: StepQuestion) -> KeptAnswer | None:
+        """Return None: every question is asked."""
+        return None
+
+    def refused(self, question: StepQuestion) -> KeptFailure | None:
+        """Return None: every question is asked."""
+        return None
+
+    def progress(self, question: StepQuestion) -> None:
+        """Return None: nothing is kept."""
+
+    def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
+        """Do nothing."""
+
+    def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def wait(self, question: StepQuestion, step: Step, text: str) -> float:
+        """Raise: such a workflow asks no person."""
+        raise AssertionError(step.name)
+
+
+def asked_anew(step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
+    """Return a question that is like no other: nothing is kept, and nothing is shared."""
+    return StepQuestion(row=row, place=place, digest=place)

@@ -18,14 +18,13 @@ from typing import Any, BinaryIO, Self
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
-from workflow_composer.storage.lines import encoded
+from workflow_composer.storage.lines import encoded, encoded_fast
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.keeping.index import EntryIndex
 
 FORMAT = 1
 _VERSION = version("workflow-composer")
-JOURNAL = ".journal"
 _OTHER = "another --output"
 _RUN_ROW = "0" * 16
 """The row of what belongs to no row, such as a step of the run."""
@@ -39,11 +38,6 @@ _HEADER = re.compile(rb'\{"workflow_journal":(\d+)[,}]')
 _SUM = re.compile(
     rb'\{"sum":"([0-9a-f]{8})"(,"row":"([0-9a-f]{16})","kind":"(\w+)","digest":"([0-9a-f]*)","cost":([0-9.e+-]+),)'
 )
-
-
-def journal_beside(output: Path) -> Path:
-    """Return the journal of a run: beside its table."""
-    return output.with_name(output.name + JOURNAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +210,7 @@ class WorkflowJournal:
 
 def entry_line(row: str, kind: str, digest: str, cost: float, fields: Mapping[str, Any]) -> bytes:
     """Return the line of an entry, with its checksum."""
-    rest = encoded(fields)[1:]  # without the opening brace
+    rest = encoded_fast(fields)[1:]  # without the opening brace
     said = f',"row":"{row}","kind":"{kind}","digest":"{digest}","cost":{max(cost, 0.0):.12g},'.encode() + rest
     return b'{"sum":"%08x"' % zlib.crc32(said[:-1]) + said
 
