@@ -106,6 +106,7 @@ async def run_workflow(
     journal: str | Path | None = None,
     budget: Mapping[str, float] | None = None,
     concurrency: int | None = None,
+    labels: Mapping[str, str] | None = None,
     progress: bool | Callable[[Tally], None] = False,
 ) -> WorkflowResult:
     """Run a workflow over rows, or go on with a run: an answer in the journal is asked again only if its question differs.
@@ -113,6 +114,8 @@ async def run_workflow(
     ``output`` is a table to write (.csv, .tsv, .jsonl, .parquet). ``journal`` keeps the answers, in a file whose name ends
     with ``.journal`` (None: the one beside the output; without either, nothing is kept). ``budget`` is ``{"row": dollars,
     "run": dollars}``, in place of the workflow's own; ``concurrency`` the most calls at a time (None: adaptive).
+    ``labels`` has the rows' columns of right answers by step or output column; the report's ``accuracy`` then says at which
+    step rows go wrong.
     ``progress``: True shows it on standard error, a function is called with the tally after each row.
 
     A step's failure is part of its row, and raises nothing. Raises `InputError` for wrong arguments or rows, or if the
@@ -121,7 +124,10 @@ async def run_workflow(
     """
     limits = RunBudget.of(budget)
     options = RunOptions(
-        concurrency=whole_number("concurrency", concurrency, 1), run_budget=limits.run, row_budget=limits.row
+        concurrency=whole_number("concurrency", concurrency, 1),
+        run_budget=limits.run,
+        row_budget=limits.row,
+        labels=dict(labels or {}),
     )
     target, kept = (None if path is None else Path(path) for path in (output, journal))
     if kept is not None and not kept.name.endswith(JOURNAL):

@@ -22,8 +22,9 @@ from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import InputError, WorkflowComposerError
-from workflow_composer.types import ANY_TASK
+from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
+from workflow_composer.workflows.grading import RunGrades, graded
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
@@ -81,7 +82,8 @@ class RunOptions:
     """What a run is told beside its workflow. Money in dollars; ``rows`` are numbers from 0; steps are named by their names.
 
     ``start`` does a step and all that follow anew, ``redo`` one step; ``only`` asks nothing but one step; ``retry`` names
-    kinds of failures that are tried again beside those that always are.
+    kinds of failures that are tried again beside those that always are. ``labels`` has the table's columns of right answers,
+    by step or output column.
     """
 
     concurrency: int | None = None
@@ -92,6 +94,7 @@ class RunOptions:
     only: str | None = None
     redo: str | None = None
     retry: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
     def check(self, workflow: Workflow) -> None:
         """Raise `InputError` if a step that is named does not exist."""
@@ -204,6 +207,7 @@ class WorkflowRun:
             if output is None:
                 raise InputError("a run needs an output or a journal", hint="name one of them")
             journal = journal_beside(output)
+        self.grades = RunGrades(workflow, options.labels, table) if options.labels else None
         self.written = WrittenTables(self.workflow, output, table, journal)
         self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
         self.journal = WorkflowJournal.open(journal)
@@ -437,10 +441,13 @@ class WorkflowRun:
                 states[outcome.state] += 1
                 steps.add_row(outcome.steps, self.workflow.steps)
         steps.add_row(self._run_results, self.workflow.steps)
+        marks = {}
+        if self.grades is not None:
+            marks = await graded(self.grades, self.table.rows(), self._spool.outcome)
         tables: Mapping[str, str] = {}
         if why != CANCELLED:
             tables = await asyncio.to_thread(
-                self.written.write, self._spool, len(self.source), Scope({}, self._run_results), self.journal.path
+                self.written.write, self._spool, len(self.source), Scope({}, self._run_results), self.journal.path, marks
             )
         spent = sum(one.cost for one in self.counts.values())
         return RunReport(
@@ -457,6 +464,7 @@ class WorkflowRun:
             unreadable=self.journal.counts.unreadable,
             tables=tables,
             served=_served(self.counts),
+            accuracy=None if self.grades is None else self.grades.data,
         )
 
     async def _fill_up(self) -> None:

@@ -96,6 +96,7 @@ def test_what_differs_is_told_by_row_and_column_and_private_values_by_their_leng
 
 def test_another_form_a_new_step_and_a_column_less_are_differences(ran):
     ran.edit("answer: [case, trial]", "answer: [report, trial]")
+    ran.edit('kind == "case"', 'kind == "report"')
     ran.edit("pub: {prompt", "new: {prompt: 'new {{ n }}'}\n  pub: {prompt")
     ran.edit('all: "{{ all }}"', 'new: "{{ new }}"')
     code, found = compared(ran)
@@ -118,3 +119,24 @@ def test_another_form_a_new_step_and_a_column_less_are_differences(ran):
 )
 def test_what_is_missing_is_told(ran, options, told):
     assert told in ran.does("workflow", "test", "flow.yaml", *options).ended(WRONG).said
+
+
+def test_a_run_with_labels_says_at_which_step_rows_go_wrong_and_asks_nothing_again(ran):
+    ran.table([{"t": f"{SECRET} {n}", "n": n, "kind is": "Case", "size is": 2} for n in range(3)])
+    labels = ("--label", "kind=kind is", "--label", "size = size is")
+    before = [row["_state"] for row in ran.run().rows]
+    ran.reset()
+    done = ran.run(*labels).ended(SOME_FAILED)
+    assert [row["_state"] for row in done.rows] == before
+    assert (
+        ran.calls == ran.small.count(f"kind of {SECRET} 2") + ran.large.count(f"kind of {SECRET} 2") == 2
+    )  # servers' faults
+    told = done.summary["accuracy"]
+    assert (told["rows"], told["wrong"]) == (3, 2)
+    assert told["lost_at"] == {"kind": 2}
+    assert told["steps"]["size"] == {"graded": 3, "right": 1, "accuracy": 1 / 3, "after_right": {"graded": 1, "right": 1}}
+    assert "2 of 3 rows are wrong in the end: 2 since kind" in done.err
+    kept = [json.loads(line)["graded"] for line in ran.folder.joinpath("out.jsonl.journal.lineage").read_text().splitlines()]
+    assert kept == [{"kind": True, "size": True}, *[{"kind": False, "size": False}] * 2]
+    for wrong in ("kind", "none=kind is", "kind=none"):
+        assert "--label" in ran.run("--label", wrong).ended(WRONG).said

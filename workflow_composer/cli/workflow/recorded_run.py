@@ -96,7 +96,7 @@ _RUN_ROW = "0" * 16
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class RehearsedRun:
     """What came of it: lines that tell what differs from the run's table, rows, and by path what was asked otherwise."""
 
     differences: list[str]
@@ -111,14 +111,14 @@ class Replayed:
         return told | {"asked_again": self.again, "missing": self.missing}
 
 
-class Replay(RunSession):
+class RecordedRehearsal(RunSession):
     """A run with the answers of an earlier one; nothing is sent. ``show``: private values are told, too."""
 
     def __init__(self, state: State, options: Mapping[str, Any], recorded: Path, *, show: bool) -> None:
         super().__init__(state, options)
         self._recorded, self._show = recorded, show
 
-    def replay(self) -> Replayed:
+    def replay(self) -> RehearsedRun:
         """Run; return what differs. Raises `InputError` if there is no such run."""
         earlier = EarlierRun.of(self._recorded)
         output = Path(str(earlier.journal).removesuffix(JOURNAL))
@@ -138,7 +138,7 @@ class Replay(RunSession):
         hidden = set() if self._show else private_columns(workflow)
         columns = [*workflow.output, "_state"]
         found = list(_differences(_rows(output), _rows(target), columns, hidden))
-        return Replayed(found, table.count(), again, dict(models.missing))
+        return RehearsedRun(found, table.count(), again, dict(models.missing))
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:

@@ -93,10 +93,10 @@ def _scripted(state: State, options: Mapping[str, Any], target: Path) -> int:
 
 
 def _replayed(state: State, options: Mapping[str, Any], target: Path) -> int:
-    from workflow_composer.cli.workflow.recorded_run import Replay
+    from workflow_composer.cli.workflow.recorded_run import RecordedRehearsal
 
     show = options["show_private"] and sys.stdout.isatty()
-    found = Replay(state, {**options, "target": target}, options["recorded"], show=show).replay()
+    found = RecordedRehearsal(state, {**options, "target": target}, options["recorded"], show=show).replay()
     if state.json:
         print_json(found.data)
         return 1 if found.differences else 0
