@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.batch.asking.table_output import JOURNAL
 from workflow_composer.batch.run.run_batch import Shown, whole_number
 from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.errors import InputError
 from workflow_composer.workflows.building import WorkflowBuilder
 from workflow_composer.workflows.definition.model import Workflow
-from workflow_composer.workflows.keeping.journal import JOURNAL
 from workflow_composer.workflows.keeping.written import written_row
 from workflow_composer.workflows.opening import opened
 from workflow_composer.workflows.run import ModelSource, RunOptions, WorkflowRun
@@ -115,20 +115,14 @@ async def run_workflow(
     with ``.journal`` (None: the one beside the output; without either, nothing is kept). ``budget`` is ``{"row": dollars,
     "run": dollars}``, in place of the workflow's own; ``concurrency`` the most calls at a time (None: adaptive).
     ``labels`` has the rows' columns of right answers by step or output column; the report's ``accuracy`` then says at which
-    step rows go wrong.
-    ``progress``: True shows it on standard error, a function is called with the tally after each row.
+    step rows go wrong. ``progress``: True shows it on standard error, a function is called with the tally after each row.
 
     A step's failure is part of its row, and raises nothing. Raises `InputError` for wrong arguments or rows, or if the
     journal is in use, `WorkflowFileError` with all faults of the workflow, and any exception of ``progress``. However the
     run ends, the journal has all answers.
     """
-    limits = RunBudget.of(budget)
-    options = RunOptions(
-        concurrency=whole_number("concurrency", concurrency, 1),
-        run_budget=limits.run,
-        row_budget=limits.row,
-        labels=dict(labels or {}),
-    )
+    limits, most = RunBudget.of(budget), whole_number("concurrency", concurrency, 1)
+    options = RunOptions(concurrency=most, run_budget=limits.run, row_budget=limits.row, labels=dict(labels or {}))
     target, kept = (None if path is None else Path(path) for path in (output, journal))
     if kept is not None and not kept.name.endswith(JOURNAL):
         raise InputError(f"the journal {kept} has another ending", hint=f"name it {kept.name}{JOURNAL}")

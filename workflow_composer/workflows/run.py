@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.batch.asking.table_output import journal_beside
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
@@ -26,7 +27,7 @@ from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
 from workflow_composer.workflows.grading import RunGrades, graded
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
-from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
+from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
@@ -225,11 +226,7 @@ class WorkflowRun:
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
         self._rooms: dict[int, tuple[Step, int | None]] = {}
         self._began = time.monotonic()
-        self.live: LiveRun | None = None
-        self._board = board
-        if board is not None:
-            shown = "" if output is None else output.name
-            self.live = LiveRun(new_run_id(), self.workflow, models.config, rows=len(self.source), output=shown)
+        self._board, self.live = board, None if board is None else self._shown()
         self.world = World(
             ask=Asker(models.agenerate, self.gate, self.stopped),
             question=self._question,
@@ -251,6 +248,10 @@ class WorkflowRun:
     def __exit__(self, *_: object) -> None:
         self._spool.close()
         self.journal.close()
+
+    def _shown(self) -> LiveRun:
+        output = "" if self.output is None else self.output.name
+        return LiveRun(new_run_id(), self.workflow, self.models.config, rows=len(self.source), output=output)
 
     # ------------------------------------------------------------------------------------------------------------ asking
 
