@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.batch.asking.table_output import JOURNAL, journal_beside
 from workflow_composer.batch.datasets.table import read_table
 from workflow_composer.cli.state import State
 from workflow_composer.cli.workflow.running import RunSession
@@ -22,7 +23,7 @@ from workflow_composer.cli.workflow.scripted_models import JUDGE, ScriptedModels
 from workflow_composer.cli.workflow.try_out import hidden_value, private_columns
 from workflow_composer.errors import InputError, InvalidAnswer
 from workflow_composer.workflows.keeping.earlier_run import EarlierRun
-from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, JOURNAL, SHARED, JournalEntry, journal_beside
+from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, JournalEntry
 from workflow_composer.workflows.keeping.keys import path_of
 from workflow_composer.workflows.keeping.people import answers_beside
 from workflow_composer.workflows.keeping.written import ERRORS
@@ -57,8 +58,8 @@ class RecordedModels(ScriptedModels):
         """Know from now on which question each request of a run is about."""
         question = run.world.question
 
-        def asked(step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
-            found = question(step, row=row, place=place, asked=asked)
+        def asked(step: Step, **about: Any) -> StepQuestion:
+            found = question(step, **about)
             _asked.set(found)
             return found
 
