@@ -6,6 +6,7 @@ import functools
 from importlib.metadata import version
 from typing import Any
 
+from workflow_composer.server import multipart
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, message_form, response_form
 from workflow_composer.server.api.catalogue import FEEDBACK
@@ -15,6 +16,7 @@ from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS
 from workflow_composer.server.api.passing import FORM as PASSED
 from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, NUMBER, TEXT, Schema, nullable, record
 from workflow_composer.server.auth.keys import PERIODS
+from workflow_composer.server.batches.handlers import BATCH, BATCHES, CANCEL, CONTENT, FILE, FILES, batch_form
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 # -------------------------------------------------------------------------------------------------------------- describing
@@ -37,6 +39,7 @@ def _written(most_calls: int) -> bytes:
     return encode(found)
 
 
+_ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
 _NAME: Schema = {**TEXT, "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}
 _EVENT: Schema = {
     "type": "object",
@@ -99,6 +102,7 @@ def _paths() -> Schema:
             "get": _operation("Get one value of `model`", None, {"id": TEXT}, parameters=[_in_path("model")])
         },
         "/v1/usage": {"get": _operation("Get what the key has used, and what is left", None, _usage())},
+        **_uploads(),
         COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
         **{path: {"post": _passing(path)} for path in PATHS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
@@ -117,6 +121,31 @@ def _paths() -> Schema:
         "/admin/strategy/rollback": {"post": _admin("Roll back to a version", ROLLBACK)},
         "/admin/plugins/reload": {"post": _admin("Load new and changed plugins", RELOAD)},
         "/admin/plugins/rollback": {"post": _admin("Return to the plugins before the last change", RELOAD)},
+    }
+
+
+def _uploads() -> Schema:
+    """Return the paths of files and batches."""
+    form = batch_form([*_ENDPOINTS])
+    file, batch, page = {"object": {"const": "file"}}, {"object": {"const": "batch"}}, {"object": {"const": "list"}}
+    in_path = {"parameters": [_in_path("id")]}
+    uploaded = record({"purpose": TEXT, "file": {**TEXT, "format": "binary"}}, "purpose", "file")
+    upload = _operation("Upload a file", None, {"id": TEXT, **file}, 409)
+    upload["requestBody"] = {"required": True, "content": {multipart.KIND: {"schema": uploaded}}}
+    content = _other("Get a file's content", "application/octet-stream")
+    return {
+        FILES: {"post": upload, "get": _operation("List the files", None, page)},
+        f"{FILE}{{id}}": {
+            "get": _operation("Get a file's record", None, file, **in_path),
+            "delete": _operation("Delete a file", None, {"deleted": BOOLEAN}, 409, **in_path),
+        },
+        f"{FILE}{{id}}{CONTENT}": {"get": {**content, **in_path, "responses": {**content["responses"], **_failures("Error")}}},
+        BATCHES: {
+            "post": _operation("Begin a batch", form, {"id": TEXT, **batch}),
+            "get": _operation("List the batches", None, page),
+        },
+        f"{BATCH}{{id}}": {"get": _operation("Get a batch's record", None, batch, **in_path)},
+        f"{BATCH}{{id}}{CANCEL}": {"post": _operation("End a batch", None, batch, 409, **in_path)},
     }
 
 

@@ -54,6 +54,8 @@ from workflow_composer.server.auth.history import FILE_NAME as HISTORY
 from workflow_composer.server.auth.history import UsageHistory
 from workflow_composer.server.auth.keys import KeyRing, presented
 from workflow_composer.server.auth.ledger import Ledger
+from workflow_composer.server.batches.handlers import FILES, Uploads, batch_form
+from workflow_composer.server.batches.running import Batches
 from workflow_composer.server.exchange import Exchange, Handler
 from workflow_composer.server.gate import WebGate, read_origins, read_proxies
 from workflow_composer.server.http import HttpServer
@@ -65,6 +67,9 @@ from workflow_composer.server.tracing import Tracing, collector
 from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import BACKLOG, announce, close, listen
 
+EMBEDDINGS_PATH = "/v1/embeddings"
+FILE_PATHS = (FILES,)
+"""Paths that take multipart bodies."""
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """API formats that model servers use too, so that their responses can be relayed unchanged."""
 ACCEPTING = 0.02
@@ -136,7 +141,7 @@ def _plugin_failure(log: ServiceLog) -> Callable[[str, str], None]:
 
 @dataclass(slots=True)
 class Parts:
-    """Shared parts of the handlers."""
+    """Shared parts of the handlers. ``batches`` is None if the service keeps no files."""
 
     orchestrator: ModelOrchestrator
     accounts: Accounts
@@ -146,6 +151,7 @@ class Parts:
     audits: AuditLog
     strategies: Switchboard
     callers: Callers
+    batches: Batches | None = None
 
 
 class Worker:
@@ -188,6 +194,7 @@ class Worker:
             self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies, callers
         )
         app = app_of(parts, settings, environ, log)
+        self._batches = parts.batches
         serve = app.serve if self._tracing is None else functools.partial(self._tracing.serve, answer=app.serve)
         self._server = HttpServer(serve, app.refuse, HttpLimits(body=settings.max_body), admit=app.admit)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -243,8 +250,12 @@ class Worker:
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(self._server.protocol, sock=listening, backlog=BACKLOG)
         self.begin(self._save())
+        running = None if self._batches is None else loop.create_task(self._batches.work())
         await self._stop.wait()
         self._observing.draining = True
+        if running is not None:  # their lines go on at the next start
+            running.cancel()
+            await asyncio.wait([running])
         await asyncio.sleep(ACCEPTING)
         listener.close()
         lost = await self._server.drain(self._settings.drain_seconds)
@@ -309,16 +320,7 @@ def app_of(
     environ: Mapping[str, str],
     log: ServiceLog,
 ) -> App:
-    """Return the application with its table of handlers."""
-    answering = CompletionHandler(
-        parts.orchestrator,
-        parts.accounts,
-        parts.admission,
-        debug=settings.debug,
-        log=log if settings.debug else None,
-        report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
-        flows=WorkflowAnswers(parts.orchestrator, parts.accounts, report),
-    )
+    """Return the application with its table of handlers; what runs batches is in ``parts`` from then on."""
     chat = ChatDialect()
     dialects: dict[str, Dialect] = {
         "/v1/chat/completions": chat,
@@ -326,9 +328,24 @@ def app_of(
         "/v1/responses": ResponsesDialect(),
         "/v1/messages": MessagesDialect(),
     }
-    routes: dict[tuple[str, str], Handler] = {
-        ("POST", path): answering.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()
-    }
+
+    def answering(accounts: Accounts) -> dict[str, Handler]:
+        """Return the handlers of models by path, for requests of these accounts."""
+        made = CompletionHandler(
+            parts.orchestrator,
+            accounts,
+            parts.admission,
+            debug=settings.debug,
+            log=log if settings.debug else None,
+            report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
+            flows=WorkflowAnswers(parts.orchestrator, accounts, report),
+        )
+        vectors = Catalogue(parts.orchestrator, accounts, parts.admission, parts.audits, parts.callers).embeddings
+        forms = {path: made.handler(dialect, relays=path in RELAYED) for path, dialect in formats.items()}
+        return {**forms, EMBEDDINGS_PATH: vectors}
+
+    formats = dict(dialects)
+    routes: dict[tuple[str, str], Handler] = {("POST", path): one for path, one in answering(parts.accounts).items()}
     admin = Admin(parts.strategies, parts.callers)
     dashboard = Dashboard(
         parts.orchestrator,
@@ -342,11 +359,23 @@ def app_of(
     )
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     passing = Passing(parts.orchestrator, parts.accounts, parts.admission)
-    for group in (catalogue, passing, parts.observing, admin, dashboard):
+    if settings.keep_files:
+        parts.batches = Batches(
+            settings.state_directory / "batches",
+            parts.accounts,
+            answering,
+            dialects,
+            chat,
+            log.warning,
+            days=settings.keep_files,
+            places=settings.concurrency,
+        )
+    uploads = Uploads(parts.accounts, parts.batches, batch_form((*formats, EMBEDDINGS_PATH)))
+    for group in (catalogue, passing, parts.observing, admin, dashboard, uploads):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing(settings.most_calls)
     keyless = parts.callers.keyless
-    pages = WebGate(read_origins(settings.cors, keyless=keyless), keyless)
+    pages = WebGate(read_origins(settings.cors, keyless=keyless), keyless, FILE_PATHS)
 
     def gate(exchange: Exchange) -> None:
         """Check a key before the body is read; the handler checks it again, and counts the request."""
