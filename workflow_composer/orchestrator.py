@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from workflow_composer.backends.base import Passed
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.execution.call import Outcome, Trace
+from workflow_composer.execution.readers import DataReader, may_read
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.plan import Plan
@@ -508,7 +509,7 @@ class ModelOrchestrator(ActiveStrategy):
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)
-        if "before_route" in active.plugins.hooks:
+        if "before_route" in active.plugins.hooks and may_read(DataReader.CHANGER, request):
             request = active.plugins.before_route(request, active.config.profile_name)
         if request.context is None and not active.contexts.tasks:
             return request
@@ -551,9 +552,9 @@ class ModelOrchestrator(ActiveStrategy):
     ) -> LLMResponse:
         response = response_of(active.config, request, plan, outcome, trace, time.perf_counter() - started)
         self._note(active, request, trace, started, plan=plan, response=response)
-        if (router := active.listeners.get(plan.router)) is not None:
+        if (router := active.listeners.get(plan.router)) is not None and may_read(DataReader.LEARNER, request):
             self._tell(router, request, response)
-        if "after_answer" in active.plugins.hooks and not request.private:
+        if "after_answer" in active.plugins.hooks and may_read(DataReader.LISTENER, request):
             active.plugins.notify("after_answer", request=request, response=response)
         return response
 
@@ -576,7 +577,7 @@ class ModelOrchestrator(ActiveStrategy):
         model: str = "",
     ) -> None:
         """Write the request's metric and, with debugging on, the whole decision; but nothing that quotes a private one."""
-        debug = (self._debug or active.config.debug_routing) and not request.private
+        debug = (self._debug or active.config.debug_routing) and may_read(DataReader.DECISION_LOG, request)
         metric = metric_of(
             active.config,
             request,

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from workflow_composer.server import multipart
+from workflow_composer.server.admin.runs import RUNS
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, message_form, response_form
 from workflow_composer.server.api.catalogue import FEEDBACK
@@ -103,6 +104,17 @@ def _paths() -> Schema:
         },
         "/v1/usage": {"get": _operation("Get what the key has used, and what is left", None, _usage())},
         **_uploads(),
+        RUNS: {
+            "get": _operation(
+                "List what runs of workflows are doing",
+                None,
+                {"object": {"const": "list"}, "data": {"type": "array"}},
+                parameters=[_query("limit", "How many: 1 to 100; those under way come first")],
+            )
+        },
+        f"{RUNS}/{{id}}": {
+            "get": _operation("Get one run of a workflow", None, {"id": TEXT, "state": TEXT}, parameters=[_in_path("id")])
+        },
         COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
         **{path: {"post": _passing(path)} for path in PATHS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
@@ -133,13 +145,14 @@ def _uploads() -> Schema:
     upload = _operation("Upload a file", None, {"id": TEXT, **file}, 409)
     upload["requestBody"] = {"required": True, "content": {multipart.KIND: {"schema": uploaded}}}
     content = _other("Get a file's content", "application/octet-stream")
+    content["responses"] |= _failures("Error")
     return {
         FILES: {"post": upload, "get": _operation("List the files", None, page)},
         f"{FILE}{{id}}": {
             "get": _operation("Get a file's record", None, file, **in_path),
             "delete": _operation("Delete a file", None, {"deleted": BOOLEAN}, 409, **in_path),
         },
-        f"{FILE}{{id}}{CONTENT}": {"get": {**content, **in_path, "responses": {**content["responses"], **_failures("Error")}}},
+        f"{FILE}{{id}}{CONTENT}": {"get": {**content, **in_path}},
         BATCHES: {
             "post": _operation("Begin a batch", form, {"id": TEXT, **batch}),
             "get": _operation("List the batches", None, page),

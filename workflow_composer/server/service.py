@@ -27,6 +27,7 @@ from workflow_composer.plugins.host import plugin_host
 from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing
+from workflow_composer.server.admin.runs import RUNS, WorkflowRuns
 from workflow_composer.server.admin.strategy_switcher import (
     Local,
     Plugins,
@@ -66,6 +67,7 @@ from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.tracing import Tracing, collector
 from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import BACKLOG, announce, close, listen
+from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 
 EMBEDDINGS_PATH = "/v1/embeddings"
 FILE_PATHS = (FILES,)
@@ -321,6 +323,7 @@ def app_of(
     log: ServiceLog,
 ) -> App:
     """Return the application with its table of handlers; what runs batches is in ``parts`` from then on."""
+    board = RunBoard(settings.state_directory / "workflow-runs", runs_folder(environ))
     chat = ChatDialect()
     dialects: dict[str, Dialect] = {
         "/v1/chat/completions": chat,
@@ -338,7 +341,7 @@ def app_of(
             debug=settings.debug,
             log=log if settings.debug else None,
             report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
-            flows=WorkflowAnswers(parts.orchestrator, accounts, report),
+            flows=WorkflowAnswers(parts.orchestrator, accounts, report, board),
         )
         vectors = Catalogue(parts.orchestrator, accounts, parts.admission, parts.audits, parts.callers).embeddings
         forms = {path: made.handler(dialect, relays=path in RELAYED) for path, dialect in formats.items()}
@@ -356,6 +359,7 @@ def app_of(
         parts.callers,
         lambda: available(parts.orchestrator.config, environ),
         environ,
+        board,
     )
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     passing = Passing(parts.orchestrator, parts.accounts, parts.admission)
@@ -371,7 +375,8 @@ def app_of(
             places=settings.concurrency,
         )
     uploads = Uploads(parts.accounts, parts.batches, batch_form((*formats, EMBEDDINGS_PATH)))
-    for group in (catalogue, passing, parts.observing, admin, dashboard, uploads):
+    flows = WorkflowRuns(board, parts.callers)
+    for group in (catalogue, passing, parts.observing, admin, dashboard, flows, uploads):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing(settings.most_calls)
     keyless = parts.callers.keyless
@@ -381,7 +386,7 @@ def app_of(
         """Check a key before the body is read; the handler checks it again, and counts the request."""
         if exchange.path.startswith("/admin/"):
             parts.callers.operator(exchange)
-        elif exchange.path == "/v1/feedback":
+        elif exchange.path == "/v1/feedback" or exchange.path.startswith(RUNS):  # for operators, too
             parts.callers.of(exchange)
         elif (exchange.path.startswith("/v1/") or exchange.path in PATHS) and parts.accounts.keys is not None:
             parts.accounts.keys.identify(presented(exchange.headers))

@@ -24,11 +24,12 @@ from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.rows import RunRow
 from workflow_composer.workflows.running.results import FailureKind, RowOutcome
 from workflow_composer.workflows.running.row import run_row
-from workflow_composer.workflows.running.world import StopSign, World
+from workflow_composer.workflows.running.world import StepWatch, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.types import LLMRequest, LLMResponse
+    from workflow_composer.workflows.step_kinds import StepKind
 
 MESSAGE_INPUTS = ("message", "prompt", "question")
 """Names of the input that takes the message, where there are several texts."""
@@ -63,7 +64,7 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def served_workflows(config: StrategyConfig) -> dict[str, ServedWorkflow]:
+def served_workflows(config: StrategyConfig, kinds: Mapping[str, StepKind] = EMPTY) -> dict[str, ServedWorkflow]:
     """Return the workflows of a profile's key ``workflows`` by their names. Raises `ProfileError` with all faults."""
     problems: list[str] = []
     found: dict[str, ServedWorkflow] = {}
@@ -72,7 +73,7 @@ def served_workflows(config: StrategyConfig) -> dict[str, ServedWorkflow]:
         where = config.where("workflows", number)
         for path in _files(Path(str(place)), where, problems):
             try:
-                flow = load_workflow(path, config=config)
+                flow = load_workflow(path, config=config, kinds=kinds)
             except ProfileNotFound as error:
                 problems.append(f"{where}: {error.message}")
                 continue
@@ -201,6 +202,9 @@ class _NothingKept:
         """Return None: every question is asked."""
         return None
 
+    def progress(self, question: StepQuestion) -> None:
+        """Return None: nothing is kept."""
+
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
         """Do nothing."""
 
@@ -232,6 +236,7 @@ async def answered(
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]],
     gate: CallGate,
     limits: MessageLimits,
+    watch: StepWatch | None = None,
 ) -> RowOutcome:
     """Run a workflow for one message; ``gate`` bounds the calls at a time of all that share it. Failures are outcomes."""
     flow = served.workflow
@@ -253,6 +258,7 @@ async def answered(
         folder=flow.folder,
         stopped=stopped,
         calls_left=limits.calls_left,
+        watch=watch,
     )
     inputs = {**dict.fromkeys(flow.inputs), served.takes: message}
     return await run_row(flow, RunRow(0, "the message", _ROW, inputs), world)

@@ -186,13 +186,14 @@ def test_the_working_directorys_file_comes_before_the_users_and_that_before_the_
     monkeypatch.chdir(tmp_path)
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "home")}
     found = []
-    for place in reversed(search_path(environ)[:2]):
+    for place in reversed(search_path(environ)[:3]):
         found.append(load_fleet(None, environ).path)
-        place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("roles: {x: {model: m, port: 1}}\n")
     found.append(load_fleet(None, environ).path)
 
-    assert found == [shipped(), tmp_path / "home/workflow-composer/fleet.yaml", tmp_path / "config/fleet.yaml"]
+    own = [tmp_path / place for place in ("home/workflow-composer/fleet.yaml", "fleet.yaml", "config/fleet.yaml")]
+    assert found == [shipped(), *own]
 
 
 def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):
@@ -211,6 +212,8 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):
         (GOOD + "    name: x\n", r"9: roles\.math\.name: unknown key; remove it; the role is named 'math'"),
         (GOOD + "    task: chat\n", r"9: roles\.math\.task: found 'chat'; allowed: generate, pooling"),
         (GOOD + "    dtype: float8\n", r"9: roles\.math\.dtype: found 'float8'; allowed: auto, half, bfloat16, float32"),
+        ("slurm: {options: ['--comment=mine']}\n" + GOOD, r"1: slurm\.options\[0\]: the option '--comment'"),
+        ("slurm: {options: ['--nice', '-Mother']}\n" + GOOD, r"1: slurm\.options\[1\]: the option '-M'; .*login node"),
         (GOOD + "    replicas: 0\n", r"9: roles\.math\.replicas: found 0; allowed: a number of at least 1"),
         (GOOD + "    memory_gb: lots\n", r"9: roles\.math\.memory_gb: found 'lots'; allowed: a number"),
         (GOOD + "    port: 1\n", r"9: roles\.math\.port: duplicate key, first in line 8"),

@@ -25,6 +25,7 @@ from workflow_composer.workflows.definition.model import (
     Reading,
     Step,
 )
+from workflow_composer.workflows.definition.routes import models_for
 from workflow_composer.workflows.keeping.answers import StepQuestion
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ def top_of(path: str) -> str:
 
 
 def kind_of(step: Step) -> str:
-    """Return what kind of step it is: prompt, command, python, workflow, human, or steps (a loop's own)."""
+    """Return what kind of step it is: prompt, command, python, workflow, human, steps (a loop's own), or a plugin's."""
+    if isinstance(step.body, PythonBody) and step.body.plugin is not None:
+        return step.body.plugin.name
     return "steps" if step.body is None else _KINDS[type(step.body)]
 
 
@@ -151,6 +154,8 @@ class StepMeanings:
         body = step.body
         if isinstance(body, PromptBody):
             found |= self._model(step.model, step.task)
+            if step.labels.private and self._config.allow_cloud and self._reaches_cloud(step):
+                found["models"] = "own"  # other models answer than for the same question of a step that is not private
             found |= {"temperature": step.temperature, "tokens": step.tokens, "tools": [dict(t) for t in body.tools or ()]}
             found["context"] = list(self._context_of(step))
             found[WRITTEN] = [body.prompt.text, None if body.system is None else body.system.text]
@@ -159,6 +164,9 @@ class StepMeanings:
         elif isinstance(body, HumanBody):
             found[WRITTEN] = body.prompt.text
         return found
+
+    def _reaches_cloud(self, step: Step) -> bool:
+        return any(not spec.local for spec in models_for(self._config, step.model, step.task))
 
     def _model(self, model: str | None, task: str | None) -> dict[str, Any]:
         """Return the models and votes of a target, or of a task."""
@@ -170,7 +178,9 @@ class StepMeanings:
         }
 
     def _program(self, body: CommandBody | PythonBody) -> dict[str, Any]:
-        named = {"argv": body.argv} if isinstance(body, CommandBody) else {"target": body.target}
+        named: dict[str, Any] = {"argv": body.argv} if isinstance(body, CommandBody) else {"target": body.target}
+        if isinstance(body, PythonBody) and body.plugin is not None:
+            named = {"settings": body.settings}  # where the plugin lies, and what its function is called, does not matter
         return {**named, "program": dict(self._programs(body))}
 
     def _check(self, check: AnswerCheck) -> dict[str, Any]:

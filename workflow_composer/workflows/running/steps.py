@@ -14,9 +14,6 @@ from workflow_composer.workflows.running.failing import of_value
 from workflow_composer.workflows.running.one_question import Spot, ask, released
 from workflow_composer.workflows.running.results import Scope, State, StepResult, ValueFault
 
-_AT_ONCE = 64
-"""Items of one list that are begun at once; how many calls they make at once is for the run's gate."""
-
 _MISSING: Mapping[State, str] = {
     "skipped": "which was skipped",
     "failed": "which failed",
@@ -33,6 +30,10 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
     """
     results: dict[str, StepResult] = dict(names.results)
     inside = Scope(names.plain, results)
+    if spot.world.at_once == 1:
+        for name in order:
+            results[name] = await run_step(steps[name], inside, spot)
+        return {name: results[name] for name in order}
     left = {name: read_by(steps[name]) & set(order) for name in order}
     running: dict[asyncio.Task[StepResult], str] = {}
     try:
@@ -63,8 +64,16 @@ def read_by(step: Step) -> frozenset[str]:
 
 async def run_step(step: Step, names: Scope, spot: Spot) -> StepResult:
     """Run one step, if its condition holds and what it needs is there."""
-    result = await _attempted(step, names, spot, spot.prefix + step.name)
-    return tolerated(step, result, spot)
+    watch = None if spot.prefix else spot.world.watch
+    if watch is None:
+        return tolerated(step, await _attempted(step, names, spot, spot.prefix + step.name), spot)
+    result = None
+    watch.begun(step.name)
+    try:
+        result = tolerated(step, await _attempted(step, names, spot, step.name), spot)
+    finally:
+        watch.ended(step.name, result)
+    return result
 
 
 async def _attempted(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
@@ -157,9 +166,13 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         if at in gone:
             return StepResult(state="skipped", reason=f"item {at + 1} of {loop.items.text} is missing")
         scope = names.inner({loop.item: items[at]})
-        return tolerated(step, await _item(step, loop, scope, spot, f"{place}[{at}]"), spot)
+        result = tolerated(step, await _item(step, loop, scope, spot, f"{place}[{at}]"), spot)
+        if watch is not None:
+            watch.item(step.name, result)
+        return result
 
-    return together(await each(len(items), one))
+    watch = None if spot.prefix else spot.world.watch
+    return together(await each(len(items), one, spot.world.at_once))
 
 
 def _calls_of_each(step: Step, loop: ForEach) -> int:
@@ -168,8 +181,11 @@ def _calls_of_each(step: Step, loop: ForEach) -> int:
     return sum(isinstance(one.body, PromptBody) and one.when is None for one in inner)
 
 
-async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[StepResult]:
-    """Return ``do(number)`` for the numbers from 0, in their order; many run at once, each begun in its turn."""
+async def each(count: int, do: Callable[[int], Awaitable[StepResult]], at_once: int) -> list[StepResult]:
+    """Return ``do(number)`` for the numbers from 0, in their order; so many run at once, each begun in its turn.
+
+    How many calls they make at once is for the run's gate.
+    """
     found: dict[int, StepResult] = {}
     numbers = iter(range(count))
 
@@ -179,7 +195,7 @@ async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[S
 
     if count == 1:
         return [await do(0)]
-    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, _AT_ONCE))]
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, at_once))]
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from workflow_composer.workflows.definition.model import Step
     from workflow_composer.workflows.running.results import StepResult
 
+AT_ONCE = 64
+"""Items of one list that are begun at once; how many calls they make at once is for the run's gate."""
+
 
 class StopSign(asyncio.Event):
     """Set when no new call may start; what is under way is finished. ``why`` is the reason in words, of the first call."""
@@ -69,6 +72,22 @@ class AskedQuestion(Protocol):
         ...
 
 
+class StepWatch(Protocol):
+    """Sees the steps of the workflow itself, not those within them, as they begin and end in each row."""
+
+    def begun(self, name: str) -> None:
+        """A step begins."""
+        ...
+
+    def ended(self, name: str, result: StepResult | None) -> None:
+        """A step that has begun has ended; None: from outside."""
+        ...
+
+    def item(self, name: str, result: StepResult) -> None:
+        """An item of a step's list has ended."""
+        ...
+
+
 class RowInputs(Protocol):
     """A row: its id, its inputs as JSON data, and what is wrong with them (without their values; empty: nothing)."""
 
@@ -110,7 +129,9 @@ class World:
     ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
-    ``calls_left`` how many calls all steps together may still make.
+    ``calls_left`` how many calls all steps together may still make. ``at_once`` items of a list are begun at once; with 1,
+    steps of a row are, too, done one after another, in the file's order, which then depends on no answer.
+    ``watch`` sees steps begin and end.
     """
 
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]]
@@ -126,3 +147,5 @@ class World:
     room: Callable[[Step], int | None] = no_room_known
     now: Callable[[], float] = time.time
     calls_left: Callable[[], float] = any_number
+    at_once: int = AT_ONCE
+    watch: StepWatch | None = None

@@ -66,6 +66,19 @@ async def test_a_row_that_does_not_fit_alone_is_named(bench):
     assert made.prompts[-1] == "join [short][short too]"
 
 
+async def test_a_private_group_is_told_by_its_number(bench):
+    made = bench(lambda model, prompt: "ok" if prompt.startswith("join") else echo(model, prompt))
+    rows = [{"g": "Ann Lee", "t": "short"}, {"g": "Ann Lee", "t": "word " * 200}, {"g": "Bo Ek", "t": "word " * 200}]
+    flow = made.flow(GROUPS.replace("g: json", "g: private"))
+    outcomes = await made.run(flow, *rows)
+    made.room = 50
+    found = await run_over_rows(flow.steps["each"], one_by_one(outcomes), made.world())
+    told = "\n".join([*found.notes, found.reason, *(one.reason for one in found.items)])
+    assert "group 1" in told
+    assert "group 2: no row" in told
+    assert not any(name in told for name in ("Ann", "Bo"))
+
+
 async def test_without_fold_a_group_that_does_not_fit_fails(bench):
     made = bench(echo)
     flow = made.flow(GROUPS.replace('fold: "fold', 'system: "fold').replace("{% for p in parts %}<{{ p }}>{% endfor %}", ""))
