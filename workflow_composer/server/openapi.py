@@ -13,7 +13,7 @@ from workflow_composer.server.api import chat, completions, embeddings, message_
 from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.forms import LONGEST_NAME, Form
 from workflow_composer.server.api.json_wire import encode
-from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS
+from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS, UPLOADS
 from workflow_composer.server.api.passing import FORM as PASSED
 from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, NUMBER, TEXT, Schema, nullable, record
 from workflow_composer.server.auth.keys import PERIODS
@@ -117,6 +117,7 @@ def _paths() -> Schema:
         },
         COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
         **{path: {"post": _passing(path)} for path in PATHS},
+        **{path: {"post": _uploading(path)} for path in UPLOADS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
         "/ready": {"get": _plain("Check that a model is available", {"ready": BOOLEAN}, 503)},
         "/metrics": {"get": _other("Get the metrics in Prometheus' text format", "text/plain")},
@@ -224,6 +225,12 @@ def _passing(path: str) -> Schema:
     content: Schema = {"application/json": {"schema": {}}, "application/octet-stream": {"schema": {}}}
     answers = {"200": {"description": "As the server answers", "content": content}, **_failures("Error")}
     return {"summary": summary, "security": [{"key": []}, {}], "requestBody": _body(PASSED), "responses": answers}
+
+
+def _uploading(path: str) -> Schema:
+    found = _passing(path)
+    schema = record({"file": {**TEXT, "format": "binary"}, "model": TEXT}, "file", "model")
+    return {**found, "requestBody": {"required": True, "content": {multipart.KIND: {"schema": schema}}}}
 
 
 def _in_path(name: str) -> Schema:

@@ -46,7 +46,7 @@ from workflow_composer.server.api.completion_handler import Accounts, Admission,
 from workflow_composer.server.api.completions import CompletionsDialect
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
-from workflow_composer.server.api.passing import COUNT, PATHS, Passing
+from workflow_composer.server.api.passing import COUNT, PATHS, UPLOADS, Passing
 from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.api.workflow_answers import WorkflowAnswers
 from workflow_composer.server.app import App, report_failure
@@ -57,6 +57,7 @@ from workflow_composer.server.auth.keys import KeyRing, presented
 from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.batches.handlers import FILES, Uploads, batch_form
 from workflow_composer.server.batches.running import Batches
+from workflow_composer.server.conversations import Conversations
 from workflow_composer.server.exchange import Exchange, Handler
 from workflow_composer.server.gate import WebGate, read_origins, read_proxies
 from workflow_composer.server.http import HttpServer
@@ -70,7 +71,7 @@ from workflow_composer.server.workers.listeners import BACKLOG, announce, close,
 from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 
 EMBEDDINGS_PATH = "/v1/embeddings"
-FILE_PATHS = (FILES,)
+FILE_PATHS = (FILES, *UPLOADS)
 """Paths that take multipart bodies."""
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """API formats that model servers use too, so that their responses can be relayed unchanged."""
@@ -328,7 +329,7 @@ def app_of(
     dialects: dict[str, Dialect] = {
         "/v1/chat/completions": chat,
         "/v1/completions": CompletionsDialect(),
-        "/v1/responses": ResponsesDialect(),
+        "/v1/responses": ResponsesDialect(Conversations() if settings.workers == 1 else None),
         "/v1/messages": MessagesDialect(),
     }
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.base import BackendContext, Upload
 from workflow_composer.backends.http.client import Client, Origin, Stream, head
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Request, Sink
 from workflow_composer.backends.openai import errors, shapes, wire
@@ -42,6 +42,7 @@ _WORKED = frozenset({408, 500, 504})
 _TELL_EVERY = 60.0
 """Seconds between two reports to the operator that a server refuses the key."""
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+_JSON_TYPE = b"Content-Type: application/json\r\n"
 
 
 _FAULTS = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is too deep"}
@@ -81,12 +82,13 @@ class OpenAIServer:
         bulk: int = 0,
         more: Mapping[str, str] | None = None,
         private: bool = False,
+        upload: Upload | None = None,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
         ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
         the number of characters of the body; a large one is encoded in a thread and sent in pieces. ``more`` are headers.
-        ``private``: only to the profile's own machines, and by no proxy.
+        ``private``: only to the profile's own machines, and by no proxy. ``upload`` is sent in place of ``body``.
         """
         again = True
         while True:
@@ -104,7 +106,10 @@ class OpenAIServer:
                     if more:
                         start = _with_headers(start, more)
                     data: Request
-                    if isinstance(content, bytes):
+                    if upload is not None:
+                        start = start.replace(_JSON_TYPE, f"Content-Type: {upload.kind}\r\n".encode("latin-1"))
+                        data = _in_pieces(start, (*upload.before, model.encode(), *upload.after))
+                    elif isinstance(content, bytes):
                         data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
                     else:
                         data = _in_pieces(start, content)

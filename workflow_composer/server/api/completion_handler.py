@@ -404,6 +404,8 @@ class CompletionHandler:
                     asked = dialect.read(exchange.body, exchange.headers)
                 else:
                     asked = await apart(dialect.read, exchange.body, exchange.headers)
+                if asked.resume is not None:
+                    asked.resume(visit.key)
                 if flows is not None and (name := asked.fields.get("model")) is not None and name.startswith(WORKFLOW):
                     return await flows(dialect, exchange, visit, asked)
                 relay = Relay(usage=asked.include_usage, continuous=asked.continuous) if relays else None

@@ -7,7 +7,7 @@ body to the fields of an `LLMRequest` and an `LLMResponse` to a body, and does n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ class Asked:
 
     ``fields`` are those of an `LLMRequest`; the handler adds the rest and sets ``request``. ``continuous``: the usage so far
     is wanted with every piece. ``quiet``: what the model thinks is not wanted. ``tools`` says which of the client's tools a
-    function stands for, where it is another kind of tool for the client.
+    function stands for, where it is another kind of tool for the client. ``previous`` is the response that this one goes on
+    from, and ``resume`` adds what was said up to it, for the key that asks; ``store``: this one may be continued.
+    ``instructed``: the first message is of this turn only.
     """
 
     fields: dict[str, Any]
@@ -35,6 +37,10 @@ class Asked:
     continuous: bool = False
     quiet: bool = False
     tools: Mapping[str, Any] | None = None
+    previous: str | None = None
+    resume: Callable[[Any], None] | None = None
+    store: bool = False
+    instructed: bool = False
     request: LLMRequest = field(init=False)
 
 
