@@ -12,7 +12,7 @@ from tests.integration.stub_server import Reply
 from tests.integration.test_service_batches import client_of, keys_file
 
 SOUND = bytes(range(256)) * 3000 + b"\r\n--x\r\n"
-NAMED = {"models": {"ear": {"backend": "vllm", "model": "whisper-large"}}, "task_routing": {"*": "ear"}}
+UNNAMED = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nq'
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def served(tmp_path_factory):
     """A service over one server that hears."""
     with echoing() as stub:
         stub.answer = lambda request: Reply.of({"text": "four"})
-        models = {"ear": {**NAMED["models"]["ear"], "base_url": stub.url}}
+        models = {"ear": {"backend": "vllm", "model": "whisper-large", "base_url": stub.url}}
         folder = tmp_path_factory.mktemp("uploads")
-        with serving(folder, models=models, task_routing={"*": "ear"}) as service:
+        with serving(folder, stub, models=models, task_routing={"*": "ear"}) as service:
             yield service, stub
 
 
@@ -63,7 +63,7 @@ def test_other_forms_of_answers_come_back_as_they_are(served):
             400,
             "model",
         ),
-        (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nq', "; boundary=x", 400, None),
+        (UNNAMED, "; boundary=x", 400, None),
         (b"--x\r\nnothing", "; boundary=x", 400, None),
         (b"", "; boundary=x", 400, None),
         (b"--x--", "", 400, None),

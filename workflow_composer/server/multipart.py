@@ -21,7 +21,7 @@ _PARAMETER = re.compile(r""";\s*([\w*-]+)\s*=\s*("(?:[^"\\\r\n]|\\[^\r\n])*"|[^;
 _LONGEST_VALUE = 64 * 1024
 
 
-class Part(NamedTuple):
+class FormPart(NamedTuple):
     """One part: its name, the file's name if it is a file, its content, and where the content stands in the body."""
 
     name: str
@@ -35,9 +35,9 @@ class Part(NamedTuple):
 class FormData:
     """The parts of a body, in their order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[FormPart, ...]
 
-    def file(self, name: str) -> Part:
+    def file(self, name: str) -> FormPart:
         """Return the one part of this name, which is a file. Raises `HttpFailure`."""
         found = [part for part in self.parts if part.name == name]
         if len(found) != 1 or found[0].filename is None:
@@ -66,7 +66,7 @@ def read(body: bytes | bytearray, headers: Mapping[str, str]) -> FormData:
     if found is None:
         raise HttpFailure(400, f"the content type {KIND} names no boundary")
     mark = b"--" + (found[1] or found[2]).encode("latin-1", "replace")
-    parts: list[Part] = []
+    parts: list[FormPart] = []
     whole = memoryview(body)
     at = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
     if at == 1:
@@ -83,7 +83,7 @@ def read(body: bytes | bytearray, headers: Mapping[str, str]) -> FormData:
         name, filename = _named(bytes(body[at:start]))
         start += 2
         end = _next(body, mark, start - 2)
-        parts.append(Part(name, filename, whole[start:end] if end > start else whole[:0], start, max(start, end)))
+        parts.append(FormPart(name, filename, whole[start:end] if end > start else whole[:0], start, max(start, end)))
         at = end + 2
 
 

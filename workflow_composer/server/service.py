@@ -317,6 +317,29 @@ def callers_of(settings: ServerSettings, accounts: Accounts, audit: SwitchAudit)
     return Callers(accounts.keys, settings.admin_token, read_proxies(settings.trusted_proxies), told)
 
 
+def _answering(
+    parts: Parts,
+    settings: ServerSettings,
+    log: ServiceLog,
+    board: RunBoard,
+    dialects: Mapping[str, Dialect],
+    accounts: Accounts,
+) -> dict[str, Handler]:
+    """Return the handlers of models by path, for requests of these accounts."""
+    made = CompletionHandler(
+        parts.orchestrator,
+        accounts,
+        parts.admission,
+        debug=settings.debug,
+        log=log if settings.debug else None,
+        report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
+        flows=WorkflowAnswers(parts.orchestrator, accounts, report, board),
+    )
+    vectors = Catalogue(parts.orchestrator, accounts, parts.admission, parts.audits, parts.callers).embeddings
+    forms = {path: made.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()}
+    return {**forms, EMBEDDINGS_PATH: vectors}
+
+
 def app_of(
     parts: Parts,
     settings: ServerSettings,
@@ -333,23 +356,9 @@ def app_of(
         "/v1/messages": MessagesDialect(),
     }
 
-    def answering(accounts: Accounts) -> dict[str, Handler]:
-        """Return the handlers of models by path, for requests of these accounts."""
-        made = CompletionHandler(
-            parts.orchestrator,
-            accounts,
-            parts.admission,
-            debug=settings.debug,
-            log=log if settings.debug else None,
-            report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
-            flows=WorkflowAnswers(parts.orchestrator, accounts, report, board),
-        )
-        vectors = Catalogue(parts.orchestrator, accounts, parts.admission, parts.audits, parts.callers).embeddings
-        forms = {path: made.handler(dialect, relays=path in RELAYED) for path, dialect in formats.items()}
-        return {**forms, EMBEDDINGS_PATH: vectors}
-
-    formats = dict(dialects)
-    routes: dict[tuple[str, str], Handler] = {("POST", path): one for path, one in answering(parts.accounts).items()}
+    answering = functools.partial(_answering, parts, settings, log, board, dict(dialects))
+    endpoints = answering(parts.accounts)
+    routes: dict[tuple[str, str], Handler] = {("POST", path): one for path, one in endpoints.items()}
     admin = Admin(parts.strategies, parts.callers)
     dashboard = Dashboard(
         parts.orchestrator,
@@ -365,17 +374,9 @@ def app_of(
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     passing = Passing(parts.orchestrator, parts.accounts, parts.admission)
     if settings.keep_files:
-        parts.batches = Batches(
-            settings.state_directory / "batches",
-            parts.accounts,
-            answering,
-            dialects,
-            chat,
-            log.warning,
-            days=settings.keep_files,
-            places=settings.concurrency,
-        )
-    uploads = Uploads(parts.accounts, parts.batches, batch_form((*formats, EMBEDDINGS_PATH)))
+        place, days, places = settings.state_directory / "batches", settings.keep_files, settings.concurrency
+        parts.batches = Batches(place, parts.accounts, answering, dialects, chat, log.warning, days=days, places=places)
+    uploads = Uploads(parts.accounts, parts.batches, batch_form([*endpoints]))
     flows = WorkflowRuns(board, parts.callers)
     for group in (catalogue, passing, parts.observing, admin, dashboard, flows, uploads):
         routes.update(group.routes())

@@ -137,8 +137,12 @@ def serve(
         trusted_proxies=tuple(map(str, read_proxies(trusted_proxies))),
     )
     if settings.open_to_others and keys is None:
-        raise ConfigError(
-            f"{host} is reachable from other machines, and without --keys anyone could use the models",
-            hint="create a key (keys new NAME --file keys.json) and serve with --keys keys.json; or listen on 127.0.0.1",
-        )
+        raise _open_to_all(host)
     run(settings, state.environ)
+
+
+def _open_to_all(host: str) -> ConfigError:
+    return ConfigError(
+        f"{host} is reachable from other machines, and without --keys anyone could use the models",
+        hint="create a key (keys new NAME --file keys.json) and serve with --keys keys.json; or listen on 127.0.0.1",
+    )

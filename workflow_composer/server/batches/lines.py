@@ -17,7 +17,7 @@ _MOST_TOLD = 50
 """Faults of a file that its batch lists."""
 
 
-class _Line(msgspec.Struct):
+class _LineText(msgspec.Struct):
     custom_id: str
     body: msgspec.Raw
     method: str = "POST"
@@ -28,7 +28,7 @@ class _Streams(msgspec.Struct):
     stream: Any = None
 
 
-class Line(NamedTuple):
+class BatchLine(NamedTuple):
     """A request: its number, counted from 0, the client's own ID of it, and its body as JSON."""
 
     number: int
@@ -43,7 +43,7 @@ class Faults(NamedTuple):
     rows: int
 
 
-_line, _streams = msgspec.json.Decoder(_Line).decode, msgspec.json.Decoder(_Streams).decode
+_line, _streams = msgspec.json.Decoder(_LineText).decode, msgspec.json.Decoder(_Streams).decode
 
 
 def check(path: Path, endpoint: str) -> Faults:
@@ -68,11 +68,11 @@ def check(path: Path, endpoint: str) -> Faults:
     return Faults(told, count)
 
 
-def read(path: Path) -> Iterator[Line]:
+def read(path: Path) -> Iterator[BatchLine]:
     """Yield the lines of a file that `check` has found right. Raises `InputError`."""
     for number, (_, text) in enumerate(_filled(path)):
         found = _line(text)
-        yield Line(number, found.custom_id, bytes(found.body))
+        yield BatchLine(number, found.custom_id, bytes(found.body))
 
 
 def _filled(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -93,7 +93,7 @@ def _wrong(text: bytes, endpoint: str, seen: set[str]) -> tuple[str, str, str | 
     return _misdirected(found, endpoint)
 
 
-def _misdirected(found: _Line, endpoint: str) -> tuple[str, str, str | None] | None:
+def _misdirected(found: _LineText, endpoint: str) -> tuple[str, str, str | None] | None:
     if found.method.upper() != "POST":
         return "invalid_method", "method must be POST", "method"
     if found.url != endpoint:

@@ -26,7 +26,7 @@ from workflow_composer.server.api.completion_handler import COST, COST_KNOWN, Ac
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.auth.keys import Key, KeyRing
 from workflow_composer.server.batches import lines
-from workflow_composer.server.batches.lines import Line
+from workflow_composer.server.batches.lines import BatchLine
 from workflow_composer.server.batches.shelf import Shelf, StoredBatch, owners, unfinished
 from workflow_composer.server.exchange import EVENTS, Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of
@@ -87,7 +87,7 @@ class LineExchange(Exchange):
         return False
 
 
-class _Kept(msgspec.Struct):
+class _KeptRow(msgspec.Struct):
     """A line of the journal; ``passes``: it failed in a way that may pass, so a later run tries it again."""
 
     n: int
@@ -96,7 +96,7 @@ class _Kept(msgspec.Struct):
     passes: bool = False
 
 
-_kept = msgspec.json.Decoder(_Kept).decode
+_kept = msgspec.json.Decoder(_KeptRow).decode
 
 
 class Answered(NamedTuple):
@@ -115,7 +115,7 @@ class _Answers:
         self._dialect = dialect
         self._limiter = limiter
 
-    async def __call__(self, line: Line, budget: float | None) -> Answered:
+    async def __call__(self, line: BatchLine, budget: float | None) -> Answered:
         """Answer a line, after those of its key's limits that pass. Raises its error."""
         while True:
             exchange = LineExchange(
@@ -139,7 +139,7 @@ class _Answers:
             runner.tell_overload(self._limiter, ["RateLimited"])
             await asyncio.sleep(min(wait, _LONGEST_WAIT))
 
-    def failed(self, line: Line, error: BaseException, seconds: float) -> Answered:
+    def failed(self, line: BatchLine, error: BaseException, seconds: float) -> Answered:
         """Return the record of a line without an answer."""
         failure = failure_of(error)
         reply = Reply(failure.status, self._dialect.failure(failure))
@@ -150,7 +150,7 @@ def _passes(failure: HttpFailure) -> bool:
     return (failure.status == 429 and failure.code != "insufficient_quota") or failure.code in _PASSING
 
 
-def _record(line: Line, reply: Reply, request_id: str, *, error: tuple[str, str] | None = None) -> Answered:
+def _record(line: BatchLine, reply: Reply, request_id: str, *, error: tuple[str, str] | None = None) -> Answered:
     told = dict(reply.headers)
     cost = told.get(COST, "0")
     known = cost != "unknown" and COST_KNOWN not in told
@@ -159,7 +159,7 @@ def _record(line: Line, reply: Reply, request_id: str, *, error: tuple[str, str]
     start = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": line.custom_id}
     response = {"status_code": reply.status, "request_id": request_id, "body": msgspec.Raw(body)}
     row = msgspec.Raw(msgspec.json.encode({**start, "response": response, "error": None}))
-    kept = _Kept(line.number, error is None, row, passes=reply.status == 429 or reply.status >= 500)
+    kept = _KeptRow(line.number, error is None, row, passes=reply.status == 429 or reply.status >= 500)
     return Answered(head, msgspec.json.encode(kept) + b"\n")
 
 
@@ -253,7 +253,7 @@ class Run:
         for number, well in self._done.items():
             self._tally.add(Head(number, None if well else ("earlier", ""), "", None, 0.0))
 
-    def _left(self) -> Iterator[Line]:
+    def _left(self) -> Iterator[BatchLine]:
         source = self.shelf.content(self.batch.shown["input_file_id"])
         return (line for line in lines.read(source) if line.number not in self._done)
 
@@ -313,7 +313,7 @@ class Run:
         return count
 
 
-def _journal(path: Path) -> Iterator[_Kept]:
+def _journal(path: Path) -> Iterator[_KeptRow]:
     """Yield the records of a journal; half a line, of a process that was killed, is none."""
     for text in lines_of(path):
         with suppress(msgspec.DecodeError):
