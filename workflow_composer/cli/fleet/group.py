@@ -26,11 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def fleet_option(function: F) -> F:
     """``--fleet FILE``, as the parameter ``fleet_file``, and ``--allow-code``."""
     text = (
-<<<<<<< HEAD
-        "The fleet file. Default: `config/fleet.yaml` or `fleet.yaml` in the working directory, the user's, the shipped one."
-=======
         "The fleet file. Default: `config/fleet.yaml` or `fleet.yaml` in the working directory, the user's, or the shipped."
->>>>>>> round22
     )
     return click.option("--fleet", "fleet_file", metavar="FILE", help=text)(allow_code_option(function))
 
