@@ -26,6 +26,7 @@ def served(tmp_path_factory):
             yield service, stub
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client's own, of one of the two
 @pytest.mark.parametrize("what", ["transcriptions", "translations"])
 @pytest.mark.parametrize("model", ["auto", "ear"])
 def test_sound_arrives_as_it_was_sent(served, what, model):

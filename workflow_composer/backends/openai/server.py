@@ -86,9 +86,9 @@ class OpenAIServer:
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
-        ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
-        the number of characters of the body; a large one is encoded in a thread and sent in pieces. ``more`` are headers.
-        ``private``: only to the profile's own machines, and by no proxy. ``upload`` is sent in place of ``body``.
+        ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about the
+        characters of the body; a large one is encoded in a thread and sent in pieces. ``more`` are headers. ``private``: only
+        to the profile's own machines, and by no proxy. ``upload`` is sent in place of ``body``.
         """
         again = True
         while True:
@@ -107,8 +107,7 @@ class OpenAIServer:
                         start = _with_headers(start, more)
                     data: Request
                     if upload is not None:
-                        start = start.replace(_JSON_TYPE, f"Content-Type: {upload.kind}\r\n".encode("latin-1"))
-                        data = _in_pieces(start, (*upload.before, model.encode(), *upload.after))
+                        data = _uploading(start, upload, model)
                     elif isinstance(content, bytes):
                         data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
                     else:
@@ -352,6 +351,12 @@ def _with_headers(start: bytes, more: Mapping[str, str]) -> bytes:
     length = b"Content-Length: "
     lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("latin-1")
     return start.removesuffix(length) + lines + length
+
+
+def _uploading(start: bytes, upload: Upload, model: str) -> tuple[bytes, ...]:
+    """Return a request with an upload, between whose pieces the model's name stands."""
+    start = start.replace(_JSON_TYPE, f"Content-Type: {upload.kind}\r\n".encode("latin-1"))
+    return _in_pieces(start, (*upload.before, model.encode(), *upload.after))
 
 
 def _in_pieces(head: bytes, content: Sequence[bytes]) -> tuple[bytes, ...]:

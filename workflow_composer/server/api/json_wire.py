@@ -47,6 +47,10 @@ class Asked:
 class EventWriter(Protocol):
     """Writes one stream as bytes of complete server-sent events."""
 
+    def waiting(self) -> bytes:
+        """Return a sign of life before the first piece, which may open the stream."""
+        ...
+
     def piece(self, chunk: Chunk) -> bytes:
         """Return the events for a piece, or b"". The first call also opens the stream."""
         ...
@@ -103,6 +107,10 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
     """Return one server-sent event."""
     head = b"event: " + name.encode() + b"\n" if name else b""
     return head + b"data: " + encode(data) + b"\n\n"
+
+
+WAITING = b": waiting for the model\n\n"
+"""A comment, which readers of events skip."""
 
 
 def usage_of(response: LLMResponse) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from workflow_composer.errors import AllCandidatesFailed, ModelError, ModelNotFo
 from workflow_composer.server import multipart
 from workflow_composer.server.api import field_checks
 from workflow_composer.server.api.completion_handler import (
-    CARRIED,
     PREFIX,
     REQUEST_ID,
     WARNING,
@@ -24,7 +23,7 @@ from workflow_composer.server.api.completion_handler import (
     Admission,
     Visit,
 )
-from workflow_composer.server.api.forms import ADDRESS_HEADERS, WORKFLOW, Field, Form, address_of, model_name
+from workflow_composer.server.api.forms import ADDRESS_HEADERS, WORKFLOW, Field, Form, address_of, carried_of, model_name
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.api.message_form import FORM as MESSAGES
 from workflow_composer.server.api.message_form import asked_of
@@ -149,7 +148,7 @@ class Passing:
             fields["allowed"] = reachable(key, orchestrator.config, fields.get("model"), fields.get("task_type", ANY_TASK))
         own = None if key is None else key.most_calls
         fields["most_calls"] = self._accounts.most_calls if own is None else own
-        fields["headers"] = {name: exchange.headers[name] for name in CARRIED if name in exchange.headers} or None
+        fields["headers"] = carried_of(exchange.headers, orchestrator.forwarded)
         return await orchestrator.apass(at, body, **fields)
 
 

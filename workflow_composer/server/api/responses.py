@@ -14,7 +14,7 @@ from workflow_composer.backends.openai.stream_accumulator import ToolCalls, Tool
 from workflow_composer.server.api import field_checks
 from workflow_composer.server.api.chat import logprobs_of
 from workflow_composer.server.api.field_checks import wrong
-from workflow_composer.server.api.json_wire import Asked, context_of, encode, event, openai_failure
+from workflow_composer.server.api.json_wire import WAITING, Asked, context_of, encode, event, openai_failure
 from workflow_composer.server.api.response_form import Meant, asked_of
 from workflow_composer.server.conversations import FIELD, Conversations
 from workflow_composer.server.failures import HttpFailure
@@ -103,6 +103,10 @@ class ResponseEvents:
         self._output: dict[int, dict[str, Any]] = {}
         self._items = 0
         self._cut: str | None = None
+
+    def waiting(self) -> bytes:
+        """Return the response's start, which names the model as the client does, and a comment."""
+        return self._open(self._asked.request.model or "auto") + WAITING
 
     def piece(self, chunk: Chunk) -> bytes:
         """Return the events for a piece."""
