@@ -259,8 +259,8 @@ class WorkflowRun:
             room = None
             if isinstance(step.body, PromptBody):
                 with suppress(WorkflowComposerError):
-                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
-                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
+                    fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
+                    plan = self.models.plan("?", **fields, **({} if step.model is None else {"model": step.model}))
                     room = room_in(plan, step.tokens)
             known = self._rooms[id(step)] = (step, room)
         return known[1]
