@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -304,7 +304,8 @@ class WorkflowRun:
         if self.workflow.run_deadline is not None:
             watchers.append(asyncio.create_task(self._end_after(self.workflow.run_deadline)))
         try:
-            await self._all_steps(kill, progress)
+            with getattr(self.models, "gathering", _nothing_to_flush)() as self._flush:
+                await self._all_steps(kill, progress)
         finally:
             for watcher in watchers:
                 watcher.cancel()
@@ -396,6 +397,7 @@ class WorkflowRun:
         whole = replace(rules(-1), left_out=lambda path: "") if self.options.only is None else rules(-1)
         keeper = self._keeper("", whole, counts)
         world = replace(self.world, keeper=keeper, run_results=dict(self._run_results))
+        self._spool.run_results = dict(self._run_results)  # for `keep` and `group_by`, which may read a step of the run
         result = None
         if self.live is not None:
             self.live.asks(self.counts, counts)
@@ -511,8 +513,13 @@ class _RowWork:
             self._pace.learn(record.cost)
 
     def sync(self) -> None:
-        """Flush the journal of answers to disk."""
+        """Flush the journal of answers to disk, and write the metric lines that wait."""
         self._run.journal.sync()
+        self._run._flush()
+
+
+def _nothing_to_flush() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 def _anew(workflow: Workflow, options: RunOptions) -> frozenset[str]:

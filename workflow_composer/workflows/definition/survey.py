@@ -167,7 +167,7 @@ class Survey:
     def _field(self, node: nodes.Getattr | nodes.Getitem, place: _Point) -> Shape:
         key = node.attr if isinstance(node, nodes.Getattr) else None
         if isinstance(node, nodes.Getitem):
-            self._whole(node.arg, place._replace(lenient=False))
+            self._whole(node.arg, place._replace(lenient=False) if isinstance(node.arg, nodes.Slice) else place)
             key = node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
         if key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in place.bound:
             self._fact(node.node, of_value=key != "_state")

@@ -6,6 +6,7 @@ everything that a prompt reads.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -53,8 +54,7 @@ def digest_of_data(value: Any, digits: int = _DIGITS) -> str:
     >>> digest_of_data({"a": 1, "b": "x"}) == digest_of_data({"b": "x", "a": 1}), digest_of_data(1) == digest_of_data("1")
     (True, False)
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_as_data)
-    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
+    return hashlib.blake2b(_encode(value).encode(), digest_size=digits // 2).hexdigest()
 
 
 def _as_data(value: Any) -> Any:
@@ -62,6 +62,9 @@ def _as_data(value: Any) -> Any:
         return as_data(value)
     except TypeError:
         return str(value)  # dates and decimals of a Parquet table
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_as_data).encode
 
 
 def question_of(
@@ -83,15 +86,17 @@ def question_of(
     `StepMeanings.of` returns for the step.
     """
     parts = {**meaning, **{name: digest_of_data(value, _PART_DIGITS * 2) for name, value in asked.items()}}
-    whole = {name: digest for name, digest in parts.items() if name != WRITTEN}
-    return StepQuestion(
-        row=row, place=place, digest=digest_of_data([FORMAT, kind_of(step), whole]), parts=parts, share=step.share
-    )
+    # The same text as that of the data [FORMAT, kind, parts]: names and digests need no escapes.
+    whole = ",".join([f'"{name}":"{parts[name]}"' for name in sorted(parts) if name != WRITTEN])
+    text = f'[{FORMAT},"{kind_of(step)}",{{{whole}}}]'
+    digest = hashlib.blake2b(text.encode(), digest_size=_DIGITS // 2).hexdigest()
+    return StepQuestion(row=row, place=place, digest=digest, parts=parts, share=step.share)
 
 
 _ITEMS = re.compile(r"\[\d+\]|[#~]\d+|\.(?:rows|parts)\d+(?=\[)")
 
 
+@functools.lru_cache(maxsize=4096)
 def path_of(place: str) -> str:
     """Return the path of a step from a place.
 

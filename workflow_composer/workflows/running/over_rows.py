@@ -129,7 +129,10 @@ class _Taken:
 
     def notes(self) -> tuple[str, ...]:
         """Return in words how many rows were left out, and why."""
-        return tuple(f"{len(numbers):,} rows left out: {why}" for why, numbers in self._left_out.items())
+        return tuple(
+            f"{len(numbers):,} row{'s' if len(numbers) > 1 else ''} left out: {why}"
+            for why, numbers in self._left_out.items()
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- folding

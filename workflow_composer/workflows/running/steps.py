@@ -36,7 +36,8 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
         for name in order:
             results[name] = await run_step(steps[name], inside, spot)
         return {name: results[name] for name in order}
-    left = {name: read_by(steps[name]) & set(order) for name in order}
+    among = frozenset(order)
+    left = {name: read_by(steps[name]) & among for name in order}
     running: dict[asyncio.Task[StepResult], str] = {}
     try:
         while left or running:
@@ -60,7 +61,9 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
 
 def read_by(step: Step) -> frozenset[str]:
     """Return the names that a step and the steps within it read."""
-    inner = () if step.for_each is None else step.for_each.steps.values()
+    if step.for_each is None:
+        return (step.reads | step.needs) - {step.name}
+    inner = step.for_each.steps.values()
     return (step.reads | step.needs).union(*(read_by(one) for one in inner)) - {step.name}
 
 
