@@ -256,14 +256,13 @@ class ModelOrchestrator(ActiveStrategy):
             await active.release()
 
     async def apass(self, path: str, body: Mapping[str, Any] | Upload, **fields: Unpack[RequestFields]) -> Passed:
-        """Pass a request of a server's own API (``/tokenize``, ``/v1/rerank``) on to the server of the plan's first model.
-
-        ``path`` is below the server's API; with two slashes in front, beside it. Raises as `agenerate`.
+        """Pass a request (``/v1/rerank``, ``//tokenize``: two slashes mean beside the API) on to the server of the plan's
+        first model. Raises as `agenerate`.
         """
         active = self._active.acquire() or self._acquire()
         try:
-            told = body.text if isinstance(body, Upload) else json.dumps(body)
-            request = self._request(active, told, {"kind": "other", **fields})
+            said = body.text if isinstance(body, Upload) else json.dumps(body)
+            request = self._request(active, said, {"kind": "other", **fields})
             started, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), None
             try:
                 plan = active.plan(request)
