@@ -86,9 +86,8 @@ class OpenAIServer:
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
-        ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
-        the number of characters; a large body is encoded in a thread and sent in pieces. ``more`` are headers. ``private``:
-        only to the profile's own machines, and by no proxy. ``upload`` is sent in place of ``body``.
+        ``sending`` learns when the server works for the call. A large ``bulk`` of characters is encoded in a thread and sent
+        in pieces. ``more`` are headers. ``private``: to own machines, by no proxy. ``upload`` is sent in place of ``body``.
         """
         again = True
         while True:
