@@ -76,7 +76,7 @@ def test_what_is_not_known_is_refused_by_name(served):
     client, _ = served
     unkept = client.responses.create(model="auto", input="one", store=False)
     for identity in (unkept.id, "resp_req-0", "nothing"):
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai.NotFoundError) as caught:
             client.responses.create(model="auto", input="two", previous_response_id=identity)
         assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
 
@@ -86,7 +86,7 @@ def test_nobody_goes_on_from_another_key_s_response(tmp_path):
     with echoing() as stub, serving(tmp_path, stub, options=tuple(option)) as service:
         ann, bob = (client_of(service, keys[name]) for name in ("ann", "bob"))
         first = ann.responses.create(model="auto", input="a secret")
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai.NotFoundError) as caught:
             bob.responses.create(model="auto", input="what was it?", previous_response_id=first.id)
         assert caught.value.code == "previous_response_not_found"
         ann.responses.create(model="auto", input="go on", previous_response_id=first.id)

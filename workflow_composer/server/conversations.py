@@ -56,7 +56,7 @@ class Conversations:
             self._room += freed
 
     def of(self, identity: str, key: Key | None) -> tuple[Message, ...]:
-        """Return the messages up to a response. Raises `HttpFailure` 400 if it is unknown, forgotten or another key's."""
+        """Return the messages up to a response. Raises `HttpFailure` 404 if it is unknown, forgotten or another key's."""
         request_id = identity.removeprefix(START)
         found = self._kept.get(request_id)
         if found is None or not identity.startswith(START) or (key is not None and not is_own(key, request_id)):
@@ -64,6 +64,6 @@ class Conversations:
                 f"previous response {identity[:80]!r} is not known here (any more): responses are kept in memory, "
                 "unless store is false; send the whole conversation as input"
             )
-            raise HttpFailure(400, message, code="previous_response_not_found", param=FIELD)
+            raise HttpFailure(404, message, code="previous_response_not_found", param=FIELD)
         self._kept.move_to_end(request_id)
         return found[1]

@@ -17,7 +17,7 @@ from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS, UPLOADS
 from workflow_composer.server.api.passing import FORM as PASSED
 from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, NUMBER, TEXT, Schema, nullable, record
 from workflow_composer.server.auth.keys import PERIODS
-from workflow_composer.server.batches.handlers import BATCH, BATCHES, CANCEL, CONTENT, FILE, FILES, batch_form
+from workflow_composer.server.batches.handlers import BATCH, BATCHES, CANCEL, CONTENT, FILE, FILES, PURPOSES, batch_form
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 # -------------------------------------------------------------------------------------------------------------- describing
@@ -142,7 +142,7 @@ def _uploads() -> Schema:
     form = batch_form([*_ENDPOINTS])
     file, batch, page = {"object": {"const": "file"}}, {"object": {"const": "batch"}}, {"object": {"const": "list"}}
     in_path = {"parameters": [_in_path("id")]}
-    uploaded = record({"purpose": TEXT, "file": {**TEXT, "format": "binary"}}, "purpose", "file")
+    uploaded = record({"purpose": {"enum": list(PURPOSES)}, "file": {**TEXT, "format": "binary"}}, "purpose", "file")
     upload = _operation("Upload a file", None, {"id": TEXT, **file}, 409)
     upload["requestBody"] = {"required": True, "content": {multipart.KIND: {"schema": uploaded}}}
     content = _other("Get a file's content", "application/octet-stream")

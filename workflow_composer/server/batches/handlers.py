@@ -31,7 +31,7 @@ _MOST_SHOWN, _USUALLY_SHOWN = 10_000, 100
 _BLOCK = 2**18
 _LEAST_SECONDS, _MOST_SECONDS = 3600, 2_592_000
 _LONGEST_WINDOW = 168
-_PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
+PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
 _OPEN = {"in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at"}
 
 
@@ -103,8 +103,8 @@ class Uploads:
         shelf = self._shelf(exchange)
         form = multipart.read(exchange.body, exchange.headers)
         purpose, part = form.text("purpose") or "", form.file("file")
-        if purpose not in _PURPOSES:
-            raise HttpFailure(400, f"purpose: must be one of {', '.join(_PURPOSES)}", param="purpose")
+        if purpose not in PURPOSES:
+            raise HttpFailure(400, f"purpose: must be one of {', '.join(PURPOSES)}", param="purpose")
         name = "".join(one for one in (part.filename or "") if one.isprintable())[-_LONGEST_NAME:]
         seconds = _seconds(form.text("expires_after[seconds]"))
         made = await asyncio.to_thread(shelf.add, part.content, name or "file", purpose, seconds)
