@@ -11,7 +11,7 @@ from workflow_composer.server.admin.runs import RUNS
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, message_form, response_form
 from workflow_composer.server.api.catalogue import FEEDBACK
-from workflow_composer.server.api.forms import LONGEST_NAME, Form
+from workflow_composer.server.api.forms import LONGEST_NAME, Form, model_name
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS, UPLOADS
 from workflow_composer.server.api.passing import FORM as PASSED
@@ -229,7 +229,7 @@ def _passing(path: str) -> Schema:
 
 def _uploading(path: str) -> Schema:
     found = _passing(path)
-    schema = record({"file": {**TEXT, "format": "binary"}, "model": TEXT}, "file", "model")
+    schema = record({"file": {**TEXT, "format": "binary"}, "model": model_name.schema}, "file", "model")
     return {**found, "requestBody": {"required": True, "content": {multipart.KIND: {"schema": schema}}}}
 
 

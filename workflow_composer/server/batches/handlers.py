@@ -35,7 +35,7 @@ PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
 _OPEN = {"in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at"}
 
 
-@described({**schemas.TEXT, "pattern": r"^[0-9]{1,3}h$"})
+@described({**schemas.TEXT, "pattern": r"^([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8])h$"})
 def _window(name: str, value: Any) -> int:
     found = re.fullmatch(r"(\d{1,3})h", field_checks.text(name, value))
     if found is None or not 1 <= int(found[1]) <= _LONGEST_WINDOW:
@@ -82,11 +82,12 @@ class Uploads:
             ("POST", FILES): self.upload,
             ("GET", FILES): self.files,
             ("GET", FILE): self.file,
+            ("GET", f"{FILE}*{CONTENT}"): self.content,
             ("DELETE", FILE): self.delete,
             ("POST", BATCHES): self.begin,
             ("GET", BATCHES): self.batches,
             ("GET", BATCH): self.batch,
-            ("POST", BATCH): self.cancel,
+            ("POST", f"{BATCH}*{CANCEL}"): self.cancel,
         }
 
     def _shelf(self, exchange: Exchange) -> Shelf:
@@ -117,13 +118,17 @@ class Uploads:
         found = await asyncio.to_thread(lambda: [one.shown for one in shelf.files()])
         return _listed([one for one in found if purpose in (None, one["purpose"])], query)
 
-    async def file(self, exchange: Exchange) -> Reply | None:
-        """Return a file's record, or its content."""
+    async def file(self, exchange: Exchange) -> Reply:
+        """Return a file's record."""
         shelf = self._shelf(exchange)
-        identity, has_content = _named(exchange.path, FILE, CONTENT)
+        found = await asyncio.to_thread(shelf.file, _named(exchange.path, FILE))
+        return Reply(200, encode(found.shown))
+
+    async def content(self, exchange: Exchange) -> Reply | None:
+        """Return a file's content."""
+        shelf = self._shelf(exchange)
+        identity = _named(exchange.path, FILE, CONTENT)
         found = await asyncio.to_thread(shelf.file, identity)
-        if not has_content:
-            return Reply(200, encode(found.shown))
         path = shelf.content(identity)
         if found.bytes <= LARGE:
             return Reply(200, await asyncio.to_thread(path.read_bytes), "application/octet-stream")
@@ -134,7 +139,7 @@ class Uploads:
     async def delete(self, exchange: Exchange) -> Reply:
         """Delete a file. Raises `HttpFailure` 409 if an unfinished batch reads it."""
         shelf = self._shelf(exchange)
-        identity, _ = _named(exchange.path, FILE, "")
+        identity = _named(exchange.path, FILE)
 
         def deleted() -> None:
             open_ones = (one for one in shelf.batches() if not one.finished)
@@ -187,16 +192,14 @@ class Uploads:
     async def batch(self, exchange: Exchange) -> Reply:
         """Return a batch's record."""
         shelf = self._shelf(exchange)
-        identity, _ = _named(exchange.path, BATCH, "")
+        identity = _named(exchange.path, BATCH)
         found = await asyncio.to_thread(shelf.batch, identity)
         return Reply(200, encode(self._now(found.shown)))
 
     async def cancel(self, exchange: Exchange) -> Reply:
         """End a batch; what is answered by then is in its files."""
         shelf = self._shelf(exchange)
-        identity, is_this = _named(exchange.path, BATCH, CANCEL)
-        if not is_this:
-            raise HttpFailure(405, f"use GET, or POST {BATCH}ID{CANCEL}", code="method_not_allowed")
+        identity = _named(exchange.path, BATCH, CANCEL)
 
         def cancelled() -> dict[str, Any]:
             found = shelf.batch(identity)
@@ -216,13 +219,12 @@ class Uploads:
         return {**shown, "request_counts": counts}
 
 
-def _named(path: str, start: str, end: str) -> tuple[str, bool]:
-    """Return the ID in a path, and whether the path has this ending. Raises `HttpFailure` 404."""
-    rest = path.removeprefix(start)
-    identity = rest.removesuffix(end) if end else rest
+def _named(path: str, start: str, end: str = "") -> str:
+    """Return the ID in a path. Raises `HttpFailure` 404."""
+    identity = path.removeprefix(start).removesuffix(end)
     if not identity or "/" in identity:
         raise HttpFailure(404, f"unknown path {path[:100]!r}; see /openapi.json", code="not_found")
-    return identity, identity != rest
+    return identity
 
 
 def _seconds(text: str | None) -> int | None:
