@@ -373,12 +373,19 @@ class Batches:
                 if time.monotonic() >= tidied + _TIDY_EVERY:
                     tidied = time.monotonic()
                     await self._quietly(asyncio.to_thread(self._tidy))
-                for owner, identity in await asyncio.to_thread(unfinished, self.root):
+                for owner, identity in await self._unfinished():
                     if self._may_run(owner, identity):
                         await self._quietly(self._begin(owner, identity, group))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY):
                         await self._look.wait()
+
+    async def _unfinished(self) -> list[tuple[str, str]]:
+        try:
+            return await asyncio.to_thread(unfinished, self.root)
+        except OSError as error:
+            self._report("batches failed", error=f"{type(error).__name__}: {error}"[:500])
+            return []
 
     def _may_run(self, owner: str, identity: str) -> bool:
         if identity in self._runs or len(self._runs) >= _MOST_RUNNING or self._later.get(identity, 0.0) > time.monotonic():
