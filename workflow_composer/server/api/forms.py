@@ -30,6 +30,8 @@ WORKFLOW = "workflow:"
 TASK_HEADER = "x-workflow-composer-task"
 BUDGET_HEADER = "x-workflow-composer-budget"
 TIMEOUT_HEADER = "x-workflow-composer-timeout"
+CARRIED = ("x-request-id", "traceparent", "tracestate")
+"""Headers of a client that go on to the model's server: callers set them to find a request again."""
 ADDRESS_HEADERS = (TASK_HEADER, BUDGET_HEADER, TIMEOUT_HEADER)
 LONGEST_NAME = 512
 FOREIGN = frozenset(
@@ -286,6 +288,11 @@ def carry(labels: Mapping[str, Any], extra: dict[str, Any]) -> None:
     """Add a caller's metadata, without what was for this service, to the fields that go to the model's server."""
     if told := {name: value for name, value in labels.items() if name != "task_type"}:
         extra["metadata"] = told
+
+
+def carried_of(sent: Mapping[str, str], forwarded: frozenset[str]) -> dict[str, str] | None:
+    """Return the headers that go on to the model's server; ``forwarded`` are those that the profile names."""
+    return {name: sent[name] for name in (*CARRIED, *sorted(forwarded)) if name in sent} or None
 
 
 def optional(own: dict[str, Any], extra: dict[str, Any]) -> None:

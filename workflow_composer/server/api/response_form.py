@@ -358,15 +358,13 @@ FORM = Form(
         "tool_choice": Field(_tool_choice),
         # Obfuscation (padding that hides the lengths of pieces on an encrypted connection) is not supported.
         "stream_options": Field(field_checks.record({"include_obfuscation": field_checks.flag})),
-        "store": left_out("responses are not stored"),
+        "store": Field(field_checks.flag, note="Whether the response may be continued (previous_response_id); default: yes"),
         "service_tier": Field(field_checks.text, note=ONLY_SOME),
         "truncation": left_out("the model server decides"),
         "prompt_cache_key": Field(field_checks.text, note=ONLY_SOME),
         "prompt_cache_retention": left_out("not supported"),
         "safety_identifier": left_out("not supported"),
-        "previous_response_id": refused(
-            "is not supported, because responses are not stored; send the whole conversation as input"
-        ),
+        "previous_response_id": Field(field_checks.text, note="Known to a service with one worker, as long as it runs"),
         "conversation": refused("is not supported, because conversations are not stored"),
         "background": refused("is not supported; responses are synchronous"),
         "prompt": refused("is not supported, because prompt templates are not stored"),
@@ -422,4 +420,6 @@ def asked_of(body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
     )
     found = Asked(fields, own.get("stream", False), warnings=(*warnings, *{**notes, **tools.notes, **more}))
     found.tools = tools.meant
+    found.previous, found.store = own.get("previous_response_id"), own.get("store", True)
+    found.instructed = instructions is not None
     return found

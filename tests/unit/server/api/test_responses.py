@@ -99,7 +99,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(field, value, param):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("store", True),
         ("truncation", "auto"),
         ("safety_identifier", "u"),
         ("include", ["reasoning.encrypted_content"]),
