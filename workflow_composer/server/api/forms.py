@@ -8,7 +8,7 @@ separately and passed to the model server; a closed form refuses them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,6 +255,16 @@ _GUIDED = {
     "guided_whitespace_pattern": "whitespace_pattern",
 }
 """Older names of vLLM's -> the parts of ``structured_outputs``; servers of today ignore the old ones silently."""
+
+
+def told_by_tool(call: str, parts: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the text that a tool returned to a call, and parts for a user's message: a tool's holds text only."""
+    text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+    others = [part for part in parts if part["type"] != "text"]
+    if not others:
+        return text, []
+    text = f"{text}\nWhat the tool call {call} returned besides text follows.".strip()
+    return text, [{"type": "text", "text": f"Returned by the tool call {call}:"}, *others]
 
 
 def renamed(extra: dict[str, Any], warnings: list[str]) -> None:
