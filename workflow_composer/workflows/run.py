@@ -33,6 +33,7 @@ from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnsw
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
 from workflow_composer.workflows.keeping.rows import RowSource, RunRow, RunTable
 from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
+from workflow_composer.workflows.keeping.servers import addresses
 from workflow_composer.workflows.keeping.written import WrittenTables
 from workflow_composer.workflows.live_runs import LiveRun, RunBoard, new_run_id
 from workflow_composer.workflows.programs.digests import WorkflowSources
@@ -210,7 +211,7 @@ class WorkflowRun:
         self.stopped = StopSign()
         limit = math.inf if self.workflow.run_budget is None else self.workflow.run_budget
         self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
-        self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
+        self.gate = CallGate(options.concurrency, stop=self.stopped.is_set, address=addresses(models.config))
         self.people = PeopleAnswers(answers_beside(self.journal.path))
         self.counts, self.tally = RunCounts(), Tally(len(self.source))
         self._known = self.journal.counts.answers > 0
@@ -219,10 +220,9 @@ class WorkflowRun:
         sources = WorkflowSources(workflow)
         self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
-        self._rooms: dict[int, tuple[Step, int | None]] = {}
-        self._began = time.monotonic()
+        self._plans: dict[int, tuple[Step, Plan | None]] = {}
         self.live: LiveRun | None = None
-        self._board = board
+        self._board, self._began = board, time.monotonic()
         if board is not None:
             shown = "" if output is None else output.name
             self.live = LiveRun(new_run_id(), self.workflow, models.config, rows=len(self.source), output=shown)
@@ -237,6 +237,7 @@ class WorkflowRun:
             folder=workflow.folder,
             stopped=self.stopped,
             room=self._room,
+            first_model=self._first_model,
             now=now,
             at_once=1 if options.concurrency == 1 else AT_ONCE,
         )
@@ -253,17 +254,25 @@ class WorkflowRun:
     def _question(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
         return question_of(step, row=row, place=place, asked=asked, meaning=self._meanings.of(step))
 
-    def _room(self, step: Step) -> int | None:
-        known = self._rooms.get(id(step))
+    def _plan(self, step: Step) -> Plan | None:
+        """Return the plan of a step's questions, as far as it does not depend on them; None: it asks no model."""
+        known = self._plans.get(id(step))
         if known is None:
-            room = None
+            plan = None
             if isinstance(step.body, PromptBody):
                 with suppress(WorkflowComposerError):
-                    fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
-                    plan = self.models.plan("?", **fields, **({} if step.model is None else {"model": step.model}))
-                    room = room_in(plan, step.tokens)
-            known = self._rooms[id(step)] = (step, room)
+                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
+                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
+            known = self._plans[id(step)] = (step, plan)
         return known[1]
+
+    def _room(self, step: Step) -> int | None:
+        plan = self._plan(step)
+        return None if plan is None else room_in(plan, step.tokens)
+
+    def _first_model(self, step: Step) -> str | None:
+        plan = self._plan(step)
+        return None if plan is None else plan.tiers[0].members[0].candidates[0].name
 
     def _keeper(self, row: str, rules: AskingRules, counts: RunCounts) -> RowKeeper:
         return RowKeeper(self.journal, row, rules, counts, known=self._known, people=self.people)

@@ -349,8 +349,10 @@ async def _answered(made: _Question) -> KeptAnswer:
 
 
 async def _at_the_gate(made: _Question) -> KeptAnswer:
-    async with made.spot.world.gate():
-        _refuse_if_stopped(made.spot.world.stopped)
+    world = made.spot.world
+    model = world.first_model(made.step) if isinstance(made, _PromptQuestion) else None
+    async with world.gate() if model is None else world.gate(model):
+        _refuse_if_stopped(world.stopped)
         if made.step.timeout is None or isinstance(made, _PromptQuestion):  # whose request has the limit
             return await made.answer()
         async with asyncio.timeout(made.step.timeout):
