@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.batch.asking.table_output import JOURNAL
 from workflow_composer.batch.run.run_batch import Shown, whole_number
 from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.errors import InputError
 from workflow_composer.workflows.building import WorkflowBuilder
 from workflow_composer.workflows.definition.model import Workflow
-from workflow_composer.workflows.keeping.journal import JOURNAL
 from workflow_composer.workflows.keeping.written import written_row
 from workflow_composer.workflows.opening import opened
 from workflow_composer.workflows.run import ModelSource, RunOptions, WorkflowRun

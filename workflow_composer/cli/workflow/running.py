@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from workflow_composer.batch.asking.table_output import journal_beside
 from workflow_composer.batch.datasets.table import Table, read_table
 from workflow_composer.cli.interrupt import run_finishing
 from workflow_composer.cli.output import SOME_FAILED, dollars, print_json, print_table
@@ -20,7 +21,6 @@ from workflow_composer.cli.workflow.scripted_models import ScriptedModels
 from workflow_composer.errors import InputError, RunBudgetReached
 from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
-from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 from workflow_composer.workflows.opening import loaded
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun

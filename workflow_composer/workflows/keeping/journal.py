@@ -25,7 +25,6 @@ from workflow_composer.workflows.keeping.index import EntryIndex
 
 FORMAT = 1
 _VERSION = version("workflow-composer")
-JOURNAL = ".journal"
 _OTHER = "another --output"
 _RUN_ROW = "0" * 16
 """The row of what belongs to no row, such as a step of the run."""
@@ -39,11 +38,6 @@ _HEADER = re.compile(rb'\{"workflow_journal":(\d+)[,}]')
 _SUM = re.compile(
     rb'\{"sum":"([0-9a-f]{8})"(,"row":"([0-9a-f]{16})","kind":"(\w+)","digest":"([0-9a-f]*)","cost":([0-9.e+-]+),)'
 )
-
-
-def journal_beside(output: Path) -> Path:
-    """Return the journal of a run: beside its table."""
-    return output.with_name(output.name + JOURNAL)
 
 
 @dataclass(frozen=True, slots=True)

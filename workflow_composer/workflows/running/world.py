@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import Keeper, StepQuestion
 
@@ -127,6 +128,7 @@ def no_room_known(step: Step) -> int | None:
     return None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """What the steps of a run share.
