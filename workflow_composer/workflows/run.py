@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,13 +22,13 @@ from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.contexts.applying import Contexts
-from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.errors import InputError
 from workflow_composer.types import ANY_TASK
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
-from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
+from workflow_composer.workflows.keeping.money import MoneyAccount, RowPrices, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
 from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnswers, answers_beside
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
@@ -39,9 +39,9 @@ from workflow_composer.workflows.keeping.written import WrittenTables
 from workflow_composer.workflows.live_runs import LiveRun, RunBoard, new_run_id
 from workflow_composer.workflows.programs.digests import WorkflowSources
 from workflow_composer.workflows.running.over_rows import run_over_rows
-from workflow_composer.workflows.running.prompt_room import room_in
-from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
+from workflow_composer.workflows.running.results import CHEAPER, RowOutcome, Scope, StepResult
 from workflow_composer.workflows.running.row import run_row
+from workflow_composer.workflows.running.step_plans import StepPlans
 from workflow_composer.workflows.running.steps import read_by
 from workflow_composer.workflows.running.world import AT_ONCE, StopSign, World
 
@@ -82,7 +82,8 @@ class ModelSource(Protocol):
 class RunOptions:
     """What a run is told beside its workflow. Money in dollars; ``rows`` are numbers from 0; steps are named by their names.
 
-    ``start`` does a step and all that follow anew, ``redo`` one step; ``only`` asks nothing but one step; ``retry`` names
+    ``start`` does a step and all that follow anew, ``redo`` one step, or with "cheaper" what was asked cheaply;
+    ``only`` asks nothing but one step; ``retry`` names
     kinds of failures that are tried again beside those that always are.
     """
 
@@ -100,6 +101,8 @@ class RunOptions:
         from workflow_composer.errors import nearest
 
         for option, name in (("--from", self.start), ("--only", self.only), ("--redo", self.redo)):
+            if name == CHEAPER and option == "--redo" and workflow.when_low == CHEAPER:
+                continue
             if name is not None and name not in workflow.steps:
                 hint = nearest(name, workflow.steps) or f"steps: {', '.join(workflow.steps)}"
                 raise InputError(f"{option}: the workflow has no step {name!r}", hint=hint)
@@ -221,7 +224,7 @@ class WorkflowRun:
         sources = WorkflowSources(workflow)
         self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
-        self._plans: dict[int, tuple[Step, Plan | None]] = {}
+        self._plans = StepPlans(models.plan)
         self.live: LiveRun | None = None
         self._board, self._began = board, time.monotonic()
         if board is not None:
@@ -237,8 +240,8 @@ class WorkflowRun:
             once=OneAtATime(),
             folder=workflow.folder,
             stopped=self.stopped,
-            room=self._room,
-            first_model=self._first_model,
+            room=self._plans.room,
+            first_model=self._plans.first_model,
             now=now,
             at_once=1 if options.concurrency == 1 else AT_ONCE,
         )
@@ -255,25 +258,11 @@ class WorkflowRun:
     def _question(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
         return question_of(step, row=row, place=place, asked=asked, meaning=self._meanings.of(step))
 
-    def _plan(self, step: Step) -> Plan | None:
-        """Return the plan of a step's questions, as far as it does not depend on them; None: it asks no model."""
-        known = self._plans.get(id(step))
-        if known is None:
-            plan = None
-            if isinstance(step.body, PromptBody):
-                with suppress(WorkflowComposerError):
-                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
-                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
-            known = self._plans[id(step)] = (step, plan)
-        return known[1]
-
-    def _room(self, step: Step) -> int | None:
-        plan = self._plan(step)
-        return None if plan is None else room_in(plan, step.tokens)
-
-    def _first_model(self, step: Step) -> str | None:
-        plan = self._plan(step)
-        return None if plan is None else plan.tiers[0].members[0].candidates[0].name
+    def _world_of(self, keeper: RowKeeper, world: World, *, low: bool) -> World:
+        """Return the world of a row; if the budget is low, or was when the row was asked, with cheaper models."""
+        if self.workflow.when_low == CHEAPER and (low or (keeper.was_cheaper and self.options.redo != CHEAPER)):
+            return replace(world, keeper=keeper, cheaper=self._plans.cheaper_model)
+        return replace(world, keeper=keeper)
 
     def _keeper(self, row: str, rules: AskingRules, counts: RunCounts) -> RowKeeper:
         return RowKeeper(self.journal, row, rules, counts, known=self._known, people=self.people)
@@ -332,7 +321,7 @@ class WorkflowRun:
         rules, found = self._rules(), AskedAgain(rows / most if chosen is not None else 1.0)
         for row in self.source.rows((lambda number: True) if chosen is None else chosen.__contains__):
             keeper = self._keeper(row.id, replace(rules(row.number), asks=False), found.counts)
-            await run_row(self.workflow, row, replace(self.world, keeper=keeper))
+            await run_row(self.workflow, row, self._world_of(keeper, self.world, low=False))
             found.follow(keeper)
         return found
 
@@ -502,12 +491,16 @@ class _RowWork:
 
     def __init__(self, run: WorkflowRun, this: _Pass, world: World, pace: RowPace | None = None) -> None:
         self._run, self._pass, self._world, self._pace = run, this, world, pace
+        self._prices, self._cheaper = RowPrices(run.account, len(run.source)), set[int]()
 
     async def __call__(self, row: RunRow, budget: float | None) -> RowDone:
         """Compute a row."""
         run = self._run
         keeper = run._keeper(row.id, self._pass.rules(row.number), self._pass.counts)
-        outcome = await run_row(run.workflow, row, replace(self._world, keeper=keeper))
+        world = run._world_of(keeper, self._world, low=self._prices.is_low)
+        if world.cheaper is not self._world.cheaper:
+            self._cheaper.add(row.number)
+        outcome = await run_row(run.workflow, row, world)
         return RowDone(row.number, outcome, keeper.lineage, keeper.cost)
 
     def failed(self, row: RunRow, error: BaseException, seconds: float) -> RowDone:
@@ -517,6 +510,8 @@ class _RowWork:
     def append(self, record: RowDone) -> None:
         """Keep an outcome."""
         self._run._spool.put(record)
+        self._prices.ended(record.cost, cheaper=record.number in self._cheaper)
+        self._cheaper.discard(record.number)
         if self._run.live is not None:
             self._run.live.row(record.outcome.state)
         if self._pace is not None:
