@@ -12,8 +12,8 @@ from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, RunBud
 from workflow_composer.types import Attempt, LLMRequest
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
-from workflow_composer.workflows.keeping.servers import RefusalCap, load_of
 from workflow_composer.workflows.run import RowPace
+from workflow_composer.workflows.running.servers import RefusalCap, load_of
 
 
 def estimate(dollars):

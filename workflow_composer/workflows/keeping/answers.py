@@ -123,6 +123,6 @@ class NothingKept:
         raise AssertionError(step.name)
 
 
-def asked_anew(step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
+def asked_anew(step: Step, *, row: str, place: str, asked: Mapping[str, Any], release: bool = False) -> StepQuestion:
     """Return a question that is like no other: nothing is kept, and nothing is shared."""
     return StepQuestion(row=row, place=place, digest=place)

@@ -13,7 +13,7 @@ from workflow_composer.batch.run.limiter import OVERLOAD, Limiter
 from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, RateLimited, WorkflowComposerError
 from workflow_composer.types import Attempt, LLMRequest, LLMResponse
 from workflow_composer.workflows.keeping.money import CallReservation, MoneyAccount, budget_reached
-from workflow_composer.workflows.keeping.servers import RefusalCap, ServerLoad, load_of
+from workflow_composer.workflows.running.servers import RefusalCap, ServerLoad, load_of
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 PATIENCE = 60.0

@@ -84,6 +84,7 @@ class WorkflowJournal:
         self.path = file.path
         self.counts = JournalCounts()
         self.began = 0
+        self.notes: list[JournalEntry] = []
         self._file = file
         self._index = EntryIndex()
         self._size = 0
@@ -191,12 +192,16 @@ class WorkflowJournal:
             counts.by_kind[kind] = counts.by_kind.get(kind, 0) + 1
             counts.spent += float(found[6])
             self._remember(found[3].decode(), kind, found[5].decode(), offset)
+            if kind == NOTE:
+                self.notes.append(self._read(offset))
         counts.answers = counts.by_kind.get(ANSWER, 0) + counts.by_kind.get(SHARED, 0)
         counts.failures = counts.by_kind.get(FAILED, 0)
         if not self._index and counts.unreadable and not _is_ours(self.path):
             raise InputError(f"{self.path} is not the journal of a workflow", hint=f"choose {_OTHER}, or move the file")
 
     def _remember(self, row: str, kind: str, digest: str, offset: int) -> None:
+        if kind == NOTE:
+            return
         self._index.add(_reply_number(row, digest) if kind == REPLY else _number(row), offset)
         if kind == SHARED:
             self._index.add(_shared_number(digest), offset)

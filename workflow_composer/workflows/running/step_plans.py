@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.support.fast_dataclass import changed
@@ -31,10 +31,13 @@ class StepPlans:
             plan = None
             if isinstance(step.body, PromptBody):
                 with suppress(WorkflowComposerError):
-                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
-                    plan = self._planned("?", **{name: value for name, value in fields.items() if value is not None})
+                    plan = self._planned_for(step, step.model)
             known = self._plans[id(step)] = (step, plan)  # the step is kept, so that no other one gets its id
         return known[1]
+
+    def _planned_for(self, step: Step, model: str | None) -> Plan:
+        fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
+        return self._planned("?", **fields, **({} if model is None else {"model": model}))
 
     def room(self, step: Step) -> int | None:
         """Return how many tokens a prompt of the step may have; None: unknown."""
@@ -52,15 +55,15 @@ class StepPlans:
         if plan is None or len(plan.tiers) < 2:
             return None
         if id(step) not in self._cheaper:
-            self._cheaper[id(step)] = self._only_first(plan)
+            self._cheaper[id(step)] = self._only_first(step, plan)
         return self._cheaper[id(step)]
 
-    def _only_first(self, plan: Plan) -> str | None:
+    def _only_first(self, step: Step, plan: Plan) -> str | None:
         """Return the routing string of the plan's first tier; None: none has just that."""
         first, only = plan.tiers[0], changed(plan, tiers=plan.tiers[:1])
         for text in (f"mv_{first.title}_k{first.samples}_t{first.members[0].temperature or 0.0}", str(only)):
             with suppress(WorkflowComposerError, ValueError):
-                (tier,) = self._planned("?", model=text).tiers
+                (tier,) = self._planned_for(step, text).tiers
                 if (tier.candidates, tier.samples) == (first.candidates, first.samples):
                     return text
         return None

@@ -68,8 +68,8 @@ class People(Protocol):
 class AskedQuestion(Protocol):
     """Makes the question of a step: see `workflow_composer.workflows.keeping.keys.question_of`."""
 
-    def __call__(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
-        """Return what a step really asks, once."""
+    def __call__(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any], release: bool = False) -> StepQuestion:
+        """Return what a step, or the check of its release, really asks, once."""
         ...
 
 
