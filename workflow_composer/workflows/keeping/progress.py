@@ -113,7 +113,7 @@ class QuestionProgress:
 
     def _append(self, used: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> None:
         """Write entries of one call; the first has what it has used."""
-        entries = []
+        entries: list[tuple[str, float, Mapping[str, Any]]] = []
         for one in said:
             self._number += 1
             own = {} if entries else used
