@@ -190,7 +190,7 @@ def _message(message: Any, place: str, notes: Notes) -> list[dict[str, Any]]:
         raise wrong(f"{place}.role", "must be user, assistant or system")
     _known(message, _MESSAGE, place, notes)
     if (output := message.get("output_config")) is not None:  # the effort from this message on
-        if not isinstance(output, dict) or not output.keys() <= {"effort"}:
+        if not isinstance(output, dict) or any(output[name] is not None for name in output if name != "effort"):
             raise wrong(f"{place}.output_config", "must be an object with nothing but effort", code=UNSUPPORTED)
         notes[EFFORT] = None
     # A system's message may stand anywhere here, as developers' messages may in OpenAI's format.
