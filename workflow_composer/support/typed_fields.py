@@ -121,4 +121,5 @@ class WorkflowFields(TypedDict, total=False):
     journal: str | Path | None
     budget: Mapping[str, float] | None
     concurrency: int | None
+    labels: Mapping[str, str] | None
     progress: bool | Callable[[Any], None]
