@@ -47,6 +47,7 @@ class PlainFields(TypedDict, total=False):
     left_out: list[str] | None
     relay: Any
     purse: Any
+    replies: Any
     request_id: str
 
 
