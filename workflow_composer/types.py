@@ -77,21 +77,20 @@ def new_request_id() -> str:
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMRequest:
-    """A caller's request. Times in seconds. A ``completion`` continues the text of its only message; ``other`` is a request
-    of a server's own API, which is passed on.
+    """A caller's request, times in seconds. A ``completion`` continues the text of its only message; ``other`` is passed on.
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
     what is left. ``most_calls`` limits its calls to models, each sample counted as one: a plan with more samples is
     refused, and retries, redraws and fallbacks end at the limit with `TooManyCalls` (None: no limit). ``context`` names
-    templates to prepend (docs/contexts.md; None: those of the task in the profile; empty: none). ``n`` is the number of
-    answers, returned in `LLMResponse.samples`.
+    templates to prepend (docs/contexts.md; None: the task's own; empty: none). ``n`` answers are in `LLMResponse.samples`.
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
     times, before the next tier is asked. ``check`` judges an answer that has the form; what it says goes back as well, a
     sample of a vote that it refuses is no vote. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
+    ``replies`` (`KeptReplies`) are those of an earlier try that was interrupted, which are not asked for again.
 
     With ``relay`` the caller gets the answer's raw bytes if possible. Other fields that are not None reach the model or
     raise `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the number of characters
@@ -129,6 +128,7 @@ class LLMRequest:
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
     purse: Any = field(default=None, compare=False, repr=False)
+    replies: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
     headers: Mapping[str, str] | None = None
     left_out: list[str] | None = field(default=None, compare=False, repr=False)

@@ -64,7 +64,9 @@ NO_SAMPLES: tuple[Sample, ...] = ()
 
 @dataclass(slots=True)  # not frozen, which would be slower: one is created for every request
 class Outcome:
-    """A tier's answer, the candidate that gave it, and the verdict. ``whole``: the call was not abandoned."""
+    """A tier's answer, the candidate that gave it, and the verdict. ``whole``: the call was not abandoned. ``usage`` is that
+    of a single call, for those who may ask again.
+    """
 
     samples: tuple[Sample, ...]
     model: str
@@ -73,6 +75,7 @@ class Outcome:
     fallback_depth: int
     verdict: Verdict
     whole: bool = True
+    usage: Usage = NO_USAGE
 
     @property
     def answer(self) -> Sample:

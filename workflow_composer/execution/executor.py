@@ -171,7 +171,7 @@ class PlanExecutor:
                 await run.failed(error)
             else:
                 verdict = judged(tier, done.samples, request)
-                return Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
+                return Outcome(done.samples, done.model, run.candidate, index, run.position, verdict, usage=run.usage)
         raise run.exhausted()
 
     async def _formed(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
@@ -189,7 +189,7 @@ class PlanExecutor:
                 if refused is None or not forming.asks_for_more:
                     raise
                 return refused
-            verdict = await forming.verdict(outcome, trace.attempts[-1].usage)
+            verdict = await forming.verdict(outcome, outcome.usage)
             if verdict is not None:
                 outcome.verdict = verdict
                 return outcome

@@ -41,7 +41,7 @@ from workflow_composer.types import (
     Timeouts,
     Verdict,
 )
-from workflow_composer.usage import Sending
+from workflow_composer.usage import NO_USAGE, Sending
 
 
 class CallObserver(Protocol):
@@ -52,6 +52,19 @@ class CallObserver(Protocol):
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
         """The answer of tier ``tier`` was not accepted, and the next tier runs."""
+
+
+class KeptReplies(Protocol):
+    """Replies of models to one question, kept while it has no answer (`LLMRequest.replies`).
+
+    ``place`` says which call it was: the tier, the member within it, and the candidate's name.
+    """
+
+    def find(self, place: tuple[int, int, str], asked: ModelCall) -> Completion | None:
+        """Return what has been kept of this call, perhaps fewer samples than it asks for; None: it must be made."""
+
+    def add(self, place: tuple[int, int, str], asked: ModelCall, done: Completion, used: Attempt, *, vote: bool) -> None:
+        """Take what a call has brought. ``vote``: other samples may be waited for before there is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +182,7 @@ class MemberRun:
         self._limited: dict[int, tuple[float, int]] | None = None
         self._local_only = False
         self.unpaid: BudgetExceeded | None = None
+        self.usage = NO_USAGE
         self._first_attempt = len(trace.attempts)
         temperature = request.temperature if member.temperature is None else member.temperature
         if tier.is_plain:
@@ -201,8 +215,14 @@ class MemberRun:
     # ---------------------------------------------------------------------------------------------------------- calls
 
     async def complete(self) -> Completion:
-        """Make one call for complete answers. Raises `ModelError`."""
-        purse = self._request.purse
+        """Make one call for complete answers, unless its answers have been kept. Raises `ModelError`.
+
+        ``usage`` is then what the call has used.
+        """
+        purse, replies = self._request.purse, self._request.replies
+        if replies is not None and (kept := replies.find(self._place, self.asked)) is not None:
+            self.usage = kept.usage
+            return cast("Completion", kept)
         if purse is not None and (self._trace.attempts or not self._tier.is_plain):
             await self._cover(purse, self.asked.request)
         try:
@@ -212,10 +232,19 @@ class MemberRun:
                 call.model, call.samples = done.model, done.samples
                 if not done.samples:
                     raise ServerFailed("the response has no choices")
-                return done
         finally:
             if purse is not None and purse.calls:
                 purse.over(self)
+        self.usage = call.usage
+        if replies is not None:
+            used, vote = self._trace.attempts[-1], self._tier.voting is not None and self._tier.samples > 1
+            replies.add(self._place, self.asked, done, used, vote=vote)
+        return done
+
+    @property
+    def _place(self) -> tuple[int, int, str]:
+        """Which call of the request it is, for `KeptReplies`."""
+        return self._index, self._tier.members.index(self._member), self.candidate.name
 
     async def listen(self, heard: StreamAccumulator, watch: Watch | None = None) -> AsyncGenerator[Chunk, None]:
         """Make one streaming call and collect its chunks in ``heard``.

@@ -25,7 +25,7 @@ from workflow_composer.config.yaml_source import KeyPath, Problems, read_profile
 from workflow_composer.errors import FleetError, ProfileNotFound, nearest
 from workflow_composer.fleet.identity import fleet_id, known_id, same_file
 from workflow_composer.fleet.places import FILE, WORKING, own_files
-from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults, short_names
+from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults, sbatch_faults, short_names
 from workflow_composer.fleet.slurm.commands import Slurm
 from workflow_composer.fleet.state import ServerState, StateStore, state_directory
 
@@ -273,6 +273,8 @@ def _check(tree: Mapping[str, Any], problems: Problems) -> None:
     _server_names(roles, problems)
     for name, role in roles.items():
         _arguments(("roles", name), role, problems)
+    for index, found, instead in sbatch_faults(_texts(_mapping_at(tree, "slurm").get("options"))):
+        problems.add(("slurm", "options", index), found, instead)
 
 
 _LOADS_CODE = re.compile(
@@ -334,10 +336,14 @@ def _server_names(roles: Mapping[str, Mapping[str, Any]], problems: Problems) ->
 
 
 def _arguments(path: KeyPath, role: Mapping[str, Any], problems: Problems) -> None:
-    arguments, environment = role.get("arguments"), role.get("environment")
-    texts = [item if isinstance(item, str) else "" for item in arguments] if isinstance(arguments, tuple) else []
-    for index, found, instead in faults(texts):
+    environment = role.get("environment")
+    for index, found, instead in faults(_texts(role.get("arguments"))):
         problems.add((*path, "arguments", index), found, instead)
     if isinstance(environment, Mapping) and "VLLM_API_KEY" in environment:
         here = (*path, "environment", "VLLM_API_KEY")
         problems.add(here, shown("a key", here), "set api_key_env to the name of the variable that holds it")
+
+
+def _texts(items: object) -> list[str]:
+    """The items of a list, an empty text for what is none."""
+    return [item if isinstance(item, str) else "" for item in items] if isinstance(items, tuple) else []

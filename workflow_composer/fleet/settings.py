@@ -77,6 +77,46 @@ def faults(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
             yield index, f"the option {name!r}", REFUSED[name]
 
 
+SBATCH_OWNED = {
+    "--array": "one job runs one server; use the role's key replicas",
+    "--clusters": "jobs of another cluster cannot be watched from here; submit on a login node of that cluster",
+    "--comment": "it says which fleet a job belongs to",
+    "--error": "use the fleet-file key logs",
+    "--help": "it submits nothing",
+    "--job-name": "it is wc- and the server's name",
+    "--open-mode": "a requeued job appends to its log",
+    "--output": "use the fleet-file key logs",
+    "--signal": "use the fleet-file key slurm.drain_before",
+    "--test-only": "it submits nothing; use `fleet submit --dry-run`",
+    "--usage": "it submits nothing",
+    "--version": "it submits nothing",
+    "--wait": "use `fleet submit --wait`",
+    "--wrap": "the fleet runs its own script",
+}
+"""sbatch option -> why users may not add it: the fleet would lose its job, or its log."""
+_SBATCH_SHORT = {
+    "-a": "--array", "-e": "--error", "-h": "--help", "-J": "--job-name", "-M": "--clusters", "-o": "--output",
+    "-V": "--version", "-W": "--wait",
+}  # fmt: skip
+
+
+def sbatch_faults(options: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield the invalid ones of additional sbatch options: index, what was found, what to do instead.
+
+    sbatch takes each long option by any beginning of its name, and the value of a short one without a space.
+
+    >>> [found for _, found, _ in sbatch_faults(["--exclude=node7", "--com=mine", "-Mother", "--nice", "-w", "node1"])]
+    ["the option '--com'", "the option '-M'"]
+    """
+    for index, option in enumerate(options):
+        name = option.partition("=")[0] if option.startswith("--") else option[:2]
+        long = _SBATCH_SHORT.get(name, name)
+        if len(long) < 4 or not option.startswith("-"):
+            continue
+        if owned := next((known for known in SBATCH_OWNED if known.startswith(long)), ""):
+            yield index, f"the option {name!r}", SBATCH_OWNED[owned]
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Role = Annotated[str, Field(pattern=f"^{ROLE.pattern}$")]
 

@@ -42,19 +42,17 @@ class Edition:
 
     def __init__(self, root: str, sources: Mapping[str, Source]) -> None:
         self.root = root
-        self._sources = sources
+        self.sources = sources
         self._modules: dict[str, ModuleType] = {}
         self._lock = threading.RLock()
         self._builtins = {**vars(builtins), "__import__": self._import}
-        digest = hashlib.sha256()
-        for name in sorted(sources):
-            text = sources[name].text
-            digest.update(f"{name} {len(text)}\n".encode() + text)
-        self.digest = digest.hexdigest()
+        self.digest = _digest(sources, 0)
+        self.code_digest = _digest(sources, len(root))
+        """As the digest, but the same wherever the code lies, and whatever it is imported as."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the sources; what has been loaded from them stays here."""
-        return Edition, (self.root, dict(self._sources))
+        return Edition, (self.root, dict(self.sources))
 
     @classmethod
     def of_module(cls, module: str) -> Edition | None:
@@ -128,7 +126,7 @@ class Edition:
                 return self._modules[name]
             above = name.rpartition(".")[0]
             parent = self.load(above) if name != self.root else sys.modules.get(above)
-            if (source := self._sources.get(name)) is None:
+            if (source := self.sources.get(name)) is None:
                 return importlib.import_module(name)  # compiled, or missing
             module = self._run(name, source)
             if parent is not None:
@@ -178,9 +176,18 @@ class Edition:
         if not fromlist:
             return self._modules[self.root] if "." not in self.root else sys.modules[self.root.partition(".")[0]]
         for wanted in vars(module).get("__all__", ()) if "*" in fromlist else fromlist:
-            if not hasattr(module, wanted) and f"{whole}.{wanted}" in self._sources:
+            if not hasattr(module, wanted) and f"{whole}.{wanted}" in self.sources:
                 self.load(f"{whole}.{wanted}")
         return module
+
+
+def _digest(sources: Mapping[str, Source], skipped: int) -> str:
+    """Return the digest of modules; so many characters of their names do not count."""
+    made = hashlib.sha256()
+    for name in sorted(sources):
+        text = sources[name].text
+        made.update(f"{name[skipped:]} {len(text)}\n".encode() + text)
+    return made.hexdigest()
 
 
 def _names(root: str) -> list[str]:

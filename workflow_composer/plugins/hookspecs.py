@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workflow_composer.backends.base import BackendFactory
     from workflow_composer.plan import Candidate, Plan
     from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict
+    from workflow_composer.workflows.step_kinds import StepCheckFunction
 
 ENTRY_POINT_GROUP = "workflow_composer"
 
@@ -42,6 +43,9 @@ hookimpl = pluggy.HookimplMarker("workflow_composer")
 RouterFactory = Callable[..., Any]
 """``(context: RouterContext, settings: Mapping) -> Router``, such as a subclass of `Router`."""
 
+StepFunction = Callable[..., Any]
+"""``(settings, **given) -> JSON data``, at the top level of a module."""
+
 StrategyFactory = Callable[..., Any]
 """``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` if users may name a tier: a class with ``routes``."""
 
@@ -51,6 +55,14 @@ class RegisterBackend(Protocol):
 
     def __call__(self, name: str, factory: BackendFactory) -> None:
         """Register ``factory`` under ``name``, the value of ``backend:`` in profiles."""
+        ...
+
+
+class RegisterStep(Protocol):
+    """The callback of `register_steps`."""
+
+    def __call__(self, name: str, run: StepFunction, *, check: StepCheckFunction | None = None, answer: Any = None) -> None:
+        """Register a kind of step under ``name``, the key that steps of workflows have in place of ``prompt``."""
         ...
 
 
@@ -107,6 +119,29 @@ def register_batch_strategies(register: Callable[[str, StrategyFactory], None]) 
     ...     @hookimpl
     ...     def register_batch_strategies(self, register):
     ...         register("short_ones_cheap", ShortOnesCheap)
+    """
+
+
+@hookspec
+def register_steps(register: RegisterStep) -> None:
+    """Register kinds of workflow steps. ``name`` is a step's key, whose value in the file are the step's settings.
+
+    ``run`` is a function at the top level of a module: each question is a call ``run(settings, **given)`` in a process of
+    its own, as that of a ``python`` step, with the same limits, and without a network where the step reads private inputs.
+    ``given`` are the values of the step's ``with``. ``check(settings, names)`` is called when a file is read, before
+    anything runs, and returns what is wrong (a text, or texts by keys of the settings) or None. ``answer`` is the form of
+    the answers where the file has none.
+
+    >>> from workflow_composer import hookimpl
+    >>> def repeated(settings, text):
+    ...     return text * settings["times"]
+    >>> def check(settings, given):
+    ...     if not isinstance(settings, dict) or not isinstance(settings.get("times"), int):
+    ...         return "found no number of times; write repeated: {times: 2}"
+    >>> class Plugin:
+    ...     @hookimpl
+    ...     def register_steps(self, register):
+    ...         register("repeated", repeated, check=check, answer="text")
     """
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -27,9 +27,12 @@ from workflow_composer.plugins.editions import Edition
 from workflow_composer.plugins.sources import BLOCK_VARIABLE, FILES_VARIABLE, PluginSource, in_file, in_files, installed
 from workflow_composer.types import LLMRequest
 
+if TYPE_CHECKING:
+    from workflow_composer.workflows.step_kinds import StepKind
+
 BUILTIN = "workflow_composer"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_KINDS = {"routers": "router", "backends": "backend", "batch_strategies": "policy", "commands": "command"}
+_KINDS = {"routers": "router", "backends": "backend", "batch_strategies": "policy", "steps": "step", "commands": "command"}
 """Kinds of what plugins provide, each with what a person calls one of it."""
 _HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "workflow_composer_spec"))
 
@@ -88,11 +91,17 @@ class PluginRegistry:
     routers: Mapping[str, Provided] = field(default_factory=dict)
     backends: Mapping[str, Provided] = field(default_factory=dict)
     batch_strategies: Mapping[str, Provided] = field(default_factory=dict)
+    steps: Mapping[str, Provided] = field(default_factory=dict)
     commands: Mapping[str, Provided] = field(default_factory=dict)
     hooks: Mapping[str, tuple[Listener, ...]] = field(default_factory=dict)
     plugins: tuple[PluginInfo, ...] = ()
     parts: Mapping[str, Part] = field(default_factory=dict)
     report: Callable[[str, str], None] | None = None
+
+    @property
+    def step_kinds(self) -> Mapping[str, StepKind]:
+        """The kinds of workflow steps, by name."""
+        return {name: provided.value for name, provided in self.steps.items()}
 
     def before_route(self, request: LLMRequest, strategy: str) -> LLMRequest:
         """Pass the request through every plugin's `before_route`, ordered by plugin name."""
@@ -348,7 +357,7 @@ class PluginHost:
                 manager.register(part.plugin, name)
         manager.check_pending()
         hooks = {name: _listeners(manager, name) for name in _HOOKS}
-        kinds = {kind: _collected(kind, hooks[f"register_{kind}"]) for kind in _KINDS}
+        kinds = {kind: _collected(kind, hooks[f"register_{kind}"], parts) for kind in _KINDS}
         return PluginRegistry(
             **kinds,
             hooks=MappingProxyType({name: found for name, found in hooks.items() if found}),
@@ -414,11 +423,11 @@ def _listeners(manager: pluggy.PluginManager, hook: str) -> tuple[Listener, ...]
     return tuple(Listener(impl.plugin_name, impl.function, tuple(impl.argnames)) for impl in ordered)
 
 
-def _collected(kind: str, listeners: Iterable[Listener]) -> Mapping[str, Provided]:
+def _collected(kind: str, listeners: Iterable[Listener], parts: Mapping[str, Part]) -> Mapping[str, Provided]:
     found: dict[str, Provided] = {}
 
     def registrar(plugin: str) -> Callable[..., None]:
-        def register(name: Any, value: Any = None) -> None:
+        def register(name: Any, value: Any = None, **more: Any) -> None:
             if kind == "commands":
                 name, value = getattr(name, "name", None), name
             if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -430,6 +439,10 @@ def _collected(kind: str, listeners: Iterable[Listener]) -> Mapping[str, Provide
                     f"{name!r} among {kind} is provided by both {found[name].plugin!r} and {plugin!r}",
                     hint=f"block one of them: {BLOCK_VARIABLE}={plugin}",
                 )
+            if kind == "steps":
+                value = _step_kind(name, value, parts[plugin], more)
+            elif more:
+                raise PluginError(f"plugin {plugin!r} registers {name!r} among {kind} with {', '.join(more)}: unknown")
             found[name] = Provided(name, value, plugin)
 
         return register
@@ -437,6 +450,28 @@ def _collected(kind: str, listeners: Iterable[Listener]) -> Mapping[str, Provide
     for listener in listeners:
         listener.function(**({"register": registrar(listener.plugin)} if "register" in listener.arguments else {}))
     return MappingProxyType(found)
+
+
+def _step_kind(name: str, run: Any, part: Part, more: Mapping[str, Any]) -> StepKind:
+    from workflow_composer.workflows.definition.steps import EVERY_KEY
+    from workflow_composer.workflows.step_kinds import StepKind
+
+    plugin = part.info.name
+    if name in EVERY_KEY:
+        raise PluginError(f"plugin {plugin!r} registers the kind of step {name!r}, which is a key of every workflow")
+    try:
+        return StepKind.of(name, run, plugin=plugin, **_code(part.edition), **more)
+    except TypeError:
+        known = "register(name, function, check=…, answer=…)"
+        raise PluginError(f"plugin {plugin!r} registers the kind of step {name!r} otherwise than by {known}") from None
+
+
+def _code(edition: Edition | None) -> dict[str, Any]:
+    """Return the modules of an edition by name, and their digest."""
+    if edition is None:
+        return {"modules": {}, "digest": ""}
+    found = {name: (str(one.path), one.is_package, one.text) for name, one in edition.sources.items()}
+    return {"modules": found, "digest": edition.code_digest}
 
 
 def _infos(parts: Mapping[str, Part], kinds: Mapping[str, Mapping[str, Provided]]) -> tuple[PluginInfo, ...]:

@@ -9,8 +9,8 @@ from typing import Literal
 
 from workflow_composer.errors import InputError
 
-Kind = Literal["router", "backend", "policy", "command"]
-KINDS: tuple[Kind, ...] = ("router", "backend", "policy", "command")
+Kind = Literal["router", "backend", "policy", "step", "command"]
+KINDS: tuple[Kind, ...] = ("router", "backend", "policy", "step", "command")
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -61,6 +61,15 @@ models:
 ```
 """,
     "policy": "`python -m workflow_composer execute --policies {part} ...` plans a data set with it.\n",
+    "step": """In a workflow's file:
+
+```yaml
+steps:
+  words:
+    {part}: {{least: 4}}
+    with: {{text: abstract}}
+```
+""",
     "command": "`python -m workflow_composer {name}` runs it.\n",
 }
 
@@ -244,6 +253,57 @@ def test_it_keeps_to_the_interface():
     check_policy({cls})
 """
 
+_STEP = '''\
+"""A kind of workflow step that lists the long words of a text."""
+
+from __future__ import annotations
+
+from workflow_composer import hookimpl
+
+
+def {module}(settings: dict, text: str) -> list[str]:
+    """Return the words of at least so many letters. Each call has a process of its own, and no network."""
+    return [word for word in text.split() if len(word) >= settings["least"]]
+
+
+def check(settings: dict, given: tuple[str, ...]) -> dict[str, str] | None:
+    """Say what is wrong with a step of a file, by the keys of its settings; None: nothing."""
+    least = settings.get("least") if isinstance(settings, dict) else None
+    if isinstance(least, bool) or not isinstance(least, int) or least < 1:
+        return {{"least": f"found {{least!r}}; allowed: a whole number of at least 1"}}
+    return None
+
+
+@hookimpl
+def register_steps(register):
+    """Offer the kind of step to workflows."""
+    register("{part}", {module}, check=check, answer=["text"])
+'''
+
+_STEP_TEST = """\
+from {module} import register_steps
+from workflow_composer import hookimpl
+from workflow_composer.testing import check_step, orchestrator_with
+from workflow_composer.workflows.building import WorkflowBuilder
+
+
+class Plugin:
+    register_steps = staticmethod(hookimpl(register_steps))
+
+
+def test_it_keeps_to_the_interface():
+    assert check_step(Plugin(), "{part}", {{"least": 4}}, text="the whole genome") == ["whole", "genome"]
+
+
+def test_a_workflow_has_such_a_step():
+    flow = WorkflowBuilder("words", inputs={{"abstract": "text"}})
+    flow.step("words", "{part}", {{"least": 4}}, given={{"text": "abstract"}})
+    flow.output(words="words")
+    with orchestrator_with(Plugin()) as orchestrator:
+        done = orchestrator.run_workflow(flow, [{{"abstract": "the whole genome"}}])
+    assert [row["words"] for row in done] == [["whole", "genome"]]
+"""
+
 _COMMAND = '''\
 """A command that says how many models the active profile has."""
 
@@ -284,6 +344,7 @@ _PARTS: Mapping[Kind, tuple[str, str]] = {
     "router": (_ROUTER, _ROUTER_TEST),
     "backend": (_BACKEND, _BACKEND_TEST),
     "policy": (_POLICY, _POLICY_TEST),
+    "step": (_STEP, _STEP_TEST),
     "command": (_COMMAND, _COMMAND_TEST),
 }
 

@@ -22,6 +22,7 @@ from workflow_composer.support.loop_thread import LoopThread
 
 if TYPE_CHECKING:
     from workflow_composer.workflows.serving import ServedWorkflow
+    from workflow_composer.workflows.step_kinds import StepKind
 
 
 class ActiveStrategy(ABC):
@@ -67,6 +68,11 @@ class ActiveStrategy(ABC):
     def workflows(self) -> Mapping[str, ServedWorkflow]:
         """The workflows that the active profile offers as models, by name."""
         return self._active.workflows
+
+    @property
+    def step_kinds(self) -> Mapping[str, StepKind]:
+        """The kinds of workflow steps that plugins offer, those in the active profile's files included, by name."""
+        return self._active.plugins.step_kinds
 
     # ------------------------------------------------------------------------------------------------------- plugins
 

@@ -311,7 +311,7 @@ def build(
     if config.workflows:
         from workflow_composer.workflows.serving import served_workflows
 
-        snapshot.workflows = served_workflows(config)
+        snapshot.workflows = served_workflows(config, registry.step_kinds)
     # Requirements of requests matter only if models list their capabilities.
     listed = any(spec.capabilities for spec in config.models.values())
     snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workflow_composer.backends.fake import Delay, FakeBackend, Interrupted
     from workflow_composer.testing.backends import check_backend
-    from workflow_composer.testing.conformance import NotConforming, check_policy
+    from workflow_composer.testing.conformance import NotConforming, check_policy, check_step
     from workflow_composer.testing.recorded_server import RecordedServer
     from workflow_composer.testing.routers import check_router
     from workflow_composer.testing.with_plugin import ask, orchestrator_with, profile_of
@@ -25,6 +25,7 @@ __all__ = [
     "check_backend",
     "check_policy",
     "check_router",
+    "check_step",
     "orchestrator_with",
     "profile_of",
 ]
@@ -36,6 +37,7 @@ _HOMES = {
     "check_backend": "backends",
     "check_policy": "conformance",
     "check_router": "routers",
+    "check_step": "conformance",
     "orchestrator_with": "with_plugin",
     "profile_of": "with_plugin",
 }

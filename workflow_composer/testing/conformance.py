@@ -1,12 +1,15 @@
-"""What all conformance checks have in common, and that of batch policies."""
+"""What all conformance checks have in common, and those of batch policies and of kinds of workflow steps."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.errors import ProgramFault, WorkflowComposerError
 
 if TYPE_CHECKING:
     from workflow_composer.batch.planning.policies import Predictor
@@ -14,6 +17,10 @@ if TYPE_CHECKING:
 
 class NotConforming(AssertionError):  # it is a finding
     """A plugin does not keep to the interface; the text says where and how."""
+
+
+_ODD_SETTINGS: tuple[Any, ...] = ({}, [], [1], "", "text", 1.5, True, {"no such setting": 1})
+"""Settings of a step that somebody may write."""
 
 
 def require(condition: object, finding: str) -> None:
@@ -61,3 +68,41 @@ def check_policy(factory: Any, *, predictor: Predictor | None = None) -> None:
                     for candidate in member.candidates
                 }
             require(used <= {"small", "medium", "large"}, f"the routing string {route!r} uses tiers that do not exist")
+
+
+def check_step(plugin: object, name: str, settings: Any, **given: Any) -> Any:
+    """Check the kind of step ``name`` of a plugin, and return its value for these settings and the values of ``with``.
+
+    The plugin's own check must find these settings right, and must say what is wrong with any others instead of raising;
+    the function must do its work in a process of its own without a network, and return JSON data of the kind's form.
+    Raises `NotConforming`.
+    """
+    from workflow_composer.plugins.host import PluginHost
+    from workflow_composer.workflows.definition.model import ProgramLimits, PythonBody
+    from workflow_composer.workflows.programs.function import call_function
+
+    host = PluginHost()
+    try:
+        host.add(plugin, name="under_test")
+    except WorkflowComposerError as error:
+        raise NotConforming(f"it cannot be registered: {error.message}") from None
+    kind = host.registry.step_kinds.get(name)
+    require(kind is not None, f"register_steps does not offer {name!r}")
+    assert kind is not None  # required
+    problems = kind.problems(settings, tuple(given))
+    require(not problems, f"its check refuses {settings!r}: {'; '.join(text for _, text in problems)}")
+    for odd in _ODD_SETTINGS:
+        for _, problem in kind.problems(odd, tuple(given)):
+            found = f"its check of the settings {odd!r} fails ({problem})"
+            require("could not check it" not in problem and "its check returned" not in problem, found)
+    body = PythonBody(target=kind.target, plugin=kind, settings=settings)
+    json.dumps(given)  # what a step is given is JSON data
+    try:
+        call = call_function(body, given=given, limits=ProgramLimits(), folder=Path(), private=True)
+        value = asyncio.run(call)
+    except ProgramFault as error:
+        raise NotConforming(f"{error.message}\n{error.said}") from None
+    if kind.form is not None and not kind.form.is_text:
+        read = kind.form.read(json.dumps(value))
+        require(read.problem is None, f"its value does not have the form of its answers: {read.problem}")
+    return value

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from workflow_composer.config.yaml_source import KeyPath, SourceText
+from workflow_composer.types import EMPTY
 from workflow_composer.workflows.definition.loading import made_workflow
 from workflow_composer.workflows.definition.source import FileFaults, Word
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.workflows.definition.model import InputType, Workflow
+    from workflow_composer.workflows.step_kinds import StepKind
 
 
 class StepFields(TypedDict, total=False):
@@ -65,13 +67,18 @@ class PromptFields(AnsweredFields, total=False):
     fold: str
 
 
-class ProgramFields(AnsweredFields, total=False):
-    """What a program or a function may have. ``given`` is the key ``with`` of a file."""
+class FunctionFields(AnsweredFields, total=False):
+    """What a function may have. ``given`` is the key ``with`` of a file."""
 
     given: Mapping[str, str]
-    files: Mapping[str, str]
     limits: Mapping[str, str]
     trusted: bool
+
+
+class ProgramFields(FunctionFields, total=False):
+    """What a program may have."""
+
+    files: Mapping[str, str]
 
 
 class NestedFields(StepFields, total=False):
@@ -126,6 +133,12 @@ class WorkflowBuilder:
         """Add a function, as ``module:function``."""
         self._add(name, {"python": target, **fields})
 
+    def step(
+        self, name: str, kind: str, settings: Mapping[str, Any] | str | None = None, **fields: Unpack[FunctionFields]
+    ) -> None:
+        """Add a step of a plugin's kind, with its settings."""
+        self._add(name, {kind: {} if settings is None else settings, **fields})
+
     def workflow(self, name: str, path: str, **fields: Unpack[NestedFields]) -> None:
         """Add another workflow, by its file's path."""
         self._add(name, {"workflow": path, **fields})
@@ -144,12 +157,21 @@ class WorkflowBuilder:
         self._tree["tables"] = tables
         self._told(("tables",), 2)
 
-    def build(self, config: StrategyConfig, *, columns: Sequence[str] | None = None) -> Workflow:
-        """Check everything and return the workflow. Raises `WorkflowFileError`, with all faults."""
+    def build(
+        self,
+        config: StrategyConfig,
+        *,
+        columns: Sequence[str] | None = None,
+        kinds: Mapping[str, StepKind] = EMPTY,
+    ) -> Workflow:
+        """Check everything and return the workflow. Raises `WorkflowFileError`, with all faults.
+
+        ``kinds`` are those that plugins offer, such as ``ModelOrchestrator.step_kinds``.
+        """
         faults = FileFaults(self._source)
         faults.take(self._faults)
         tree = {key: self._written(value, (key,)) for key, value in self._tree.items()}
-        return made_workflow(tree, faults, self._folder / "workflow.py", config=config, columns=columns)
+        return made_workflow(tree, faults, self._folder / "workflow.py", config=config, columns=columns, kinds=kinds)
 
     def _add(self, name: str, step: Mapping[str, Any]) -> None:
         path = ("steps", name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workflow_composer.batch.run.run_batch import Shown, whole_number
 from workflow_composer.batch.run.runner import RunBudget
@@ -25,6 +25,17 @@ from workflow_composer.workflows.run import ModelSource, RunOptions, WorkflowRun
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
     from workflow_composer.workflows.keeping.outcomes import OutcomeSpool
+    from workflow_composer.workflows.step_kinds import StepKind
+
+
+class KnownModels(ModelSource, Protocol):
+    """Who answers, and knows what plugins offer: a `ModelOrchestrator`."""
+
+    @property
+    def step_kinds(self) -> Mapping[str, StepKind]:
+        """The kinds of steps that plugins offer, by name."""
+        ...
+
 
 AnyWorkflow = str | Path | Workflow | WorkflowBuilder
 """A workflow: its file's path, one that is built, or its builder."""
@@ -87,7 +98,7 @@ class WorkflowResult:
 
 
 async def run_workflow(
-    models: ModelSource,
+    models: KnownModels,
     workflow: AnyWorkflow,
     rows: TableOrRows,
     *,
@@ -115,7 +126,7 @@ async def run_workflow(
     target, kept = (None if path is None else Path(path) for path in (output, journal))
     if kept is not None and not kept.name.endswith(JOURNAL):
         raise InputError(f"the journal {kept} has another ending", hint=f"name it {kept.name}{JOURNAL}")
-    made, table = await asyncio.to_thread(opened, workflow, rows, models.config)
+    made, table = await asyncio.to_thread(opened, workflow, rows, models.config, models.step_kinds)
     show = Shown(sys.stderr, what="rows") if progress is True else progress or (lambda tally: None)
     with ExitStack() as stack:
         place = kept

@@ -10,29 +10,33 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.batch.asking.table_output import plain
 from workflow_composer.batch.datasets.table import Table, TableRow, read_table
 from workflow_composer.errors import InputError, WorkflowFileError, nearest
+from workflow_composer.types import EMPTY
 from workflow_composer.workflows.building import WorkflowBuilder
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.definition.model import Workflow
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.workflows.step_kinds import StepKind
 
 
-def loaded(file: Path, table: Table | GivenRows | None, config: StrategyConfig) -> Workflow:
+def loaded(
+    file: Path, table: Table | GivenRows | None, config: StrategyConfig, kinds: Mapping[str, StepKind] = EMPTY
+) -> Workflow:
     """Load a workflow and check it against a profile and a table. Rows of JSON lines may have more columns than the first.
 
-    Raises `WorkflowFileError`.
+    ``kinds`` as for `load_workflow`. Raises `WorkflowFileError`.
     """
     try:
         columns = None if table is None else list(table.names)
-        return load_workflow(file, config=config, columns=columns)
+        return load_workflow(file, config=config, columns=columns, kinds=kinds)
     except WorkflowFileError:
         if table is None:
             raise
         every = dict.fromkeys(name for row in table.rows() for name in row.values)
         if every.keys() <= set(table.names):
             raise
-        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])])
+        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])], kinds=kinds)
 
 
 class GivenRows:
@@ -74,7 +78,10 @@ class GivenRows:
 
 
 def opened(
-    workflow: Any, rows: str | Path | Iterable[Mapping[str, Any]], config: StrategyConfig
+    workflow: Any,
+    rows: str | Path | Iterable[Mapping[str, Any]],
+    config: StrategyConfig,
+    kinds: Mapping[str, StepKind] = EMPTY,
 ) -> tuple[Workflow, Table | GivenRows]:
     """Return a workflow (of a path, a `WorkflowBuilder` or itself), checked against a profile and its rows, and the rows.
 
@@ -83,12 +90,12 @@ def opened(
     """
     table = read_table(rows, asks=False) if isinstance(rows, (str, Path)) else GivenRows(rows)
     if isinstance(workflow, WorkflowBuilder):
-        made = workflow.build(config, columns=_columns(table))
+        made = workflow.build(config, columns=_columns(table), kinds=kinds)
     elif isinstance(workflow, Workflow):
         made = workflow
         _require(made, _columns(table))
     elif isinstance(workflow, (str, Path)):
-        made = loaded(Path(workflow), table if table.names else None, config)
+        made = loaded(Path(workflow), table if table.names else None, config, kinds)
     else:
         hint = "give the path of its file, a WorkflowBuilder, or what its build() returns"
         raise InputError(f"{type(workflow).__name__} is no workflow", hint=hint)

@@ -29,6 +29,7 @@ from workflow_composer.workflows.running.world import StopSign, World
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.types import LLMRequest, LLMResponse
+    from workflow_composer.workflows.step_kinds import StepKind
 
 MESSAGE_INPUTS = ("message", "prompt", "question")
 """Names of the input that takes the message, where there are several texts."""
@@ -63,7 +64,7 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def served_workflows(config: StrategyConfig) -> dict[str, ServedWorkflow]:
+def served_workflows(config: StrategyConfig, kinds: Mapping[str, StepKind] = EMPTY) -> dict[str, ServedWorkflow]:
     """Return the workflows of a profile's key ``workflows`` by their names. Raises `ProfileError` with all faults."""
     problems: list[str] = []
     found: dict[str, ServedWorkflow] = {}
@@ -72,7 +73,7 @@ def served_workflows(config: StrategyConfig) -> dict[str, ServedWorkflow]:
         where = config.where("workflows", number)
         for path in _files(Path(str(place)), where, problems):
             try:
-                flow = load_workflow(path, config=config)
+                flow = load_workflow(path, config=config, kinds=kinds)
             except ProfileNotFound as error:
                 problems.append(f"{where}: {error.message}")
                 continue
@@ -200,6 +201,9 @@ class _NothingKept:
     def refused(self, question: StepQuestion) -> KeptFailure | None:
         """Return None: every question is asked."""
         return None
+
+    def progress(self, question: StepQuestion) -> None:
+        """Return None: nothing is kept."""
 
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
         """Do nothing."""

@@ -211,6 +211,8 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):
         (GOOD + "    name: x\n", r"9: roles\.math\.name: unknown key; remove it; the role is named 'math'"),
         (GOOD + "    task: chat\n", r"9: roles\.math\.task: found 'chat'; allowed: generate, pooling"),
         (GOOD + "    dtype: float8\n", r"9: roles\.math\.dtype: found 'float8'; allowed: auto, half, bfloat16, float32"),
+        ("slurm: {options: ['--comment=mine']}\n" + GOOD, r"1: slurm\.options\[0\]: the option '--comment'"),
+        ("slurm: {options: ['--nice', '-Mother']}\n" + GOOD, r"1: slurm\.options\[1\]: the option '-M'; .*login node"),
         (GOOD + "    replicas: 0\n", r"9: roles\.math\.replicas: found 0; allowed: a number of at least 1"),
         (GOOD + "    memory_gb: lots\n", r"9: roles\.math\.memory_gb: found 'lots'; allowed: a number"),
         (GOOD + "    port: 1\n", r"9: roles\.math\.port: duplicate key, first in line 8"),

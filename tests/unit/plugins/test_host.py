@@ -292,7 +292,7 @@ class TestDocumentation:
     @pytest.mark.parametrize("hook", HOOKS)
     def test_every_example_is_a_valid_plugin(self, hook):
         """Each defines a class `Plugin` that the host accepts and that implements the hook it documents."""
-        space = {}
+        space = {"__name__": "example"}
         for example in doctest.DocTestParser().get_examples(inspect.getdoc(getattr(hookspecs, hook))):
             exec(example.source, space)
         host = PluginHost()

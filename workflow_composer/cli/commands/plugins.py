@@ -60,11 +60,14 @@ def _show(state: State) -> None:
     print_table(("plugin", "version", "status", "provides"), rows)
 
 
-@plugins.command(epilog=examples("plugins new my-router --router", "plugins new my-engine --backend"))
+@plugins.command(
+    epilog=examples("plugins new my-router --router", "plugins new my-engine --backend", "plugins new my-step --step")
+)
 @click.argument("name")
 @click.option("--router", "kind", flag_value="router", default="router", help="A router (the default).")
 @click.option("--backend", "kind", flag_value="backend", help="A backend, for a server of your own.")
 @click.option("--policy", "kind", flag_value="policy", help="A batch policy.")
+@click.option("--step", "kind", flag_value="step", help="A kind of workflow step.")
 @click.option("--command", "kind", flag_value="command", help="A command.")
 @common_options
 @click.pass_obj

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.options import common_options, examples, strategy_option
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.workflows.definition.model import Workflow
+    from workflow_composer.workflows.step_kinds import StepKind
 
 
 @click.command(
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--input", "table", metavar="TABLE", help="The table whose columns must have the workflow's inputs.")
+@strategy_option
 @common_options
 @click.pass_obj
 def check_command(state: State, /, file: Path, table: str | None) -> int:
@@ -34,8 +36,8 @@ def check_command(state: State, /, file: Path, table: str | None) -> int:
     from workflow_composer.cli.output import print_json
     from workflow_composer.workflows.definition.drawing import as_lines
 
-    config = profile_of(state)
-    made = loaded_for(file, table, config)
+    config, kinds = profile_of(state)
+    made = loaded_for(file, table, config, kinds)
     if state.json:
         print_json(_as_data(made, config))
         return 0
@@ -47,16 +49,19 @@ def check_command(state: State, /, file: Path, table: str | None) -> int:
     return 0
 
 
-def profile_of(state: State) -> StrategyConfig:
-    """Return the named profile, else the one that a request would use."""
+def profile_of(state: State) -> tuple[StrategyConfig, Mapping[str, StepKind]]:
+    """Return the named profile, else the one that a request would use, and the kinds of steps that plugins offer."""
     found = state.profile()
     if found is not None:
-        return found
+        from workflow_composer.plugins.host import plugin_host
+
+        host = plugin_host(environ=state.environ)
+        return found, host.with_files(host.registry, map(Path, found.plugins)).step_kinds
     with state.orchestrator() as orchestrator:
-        return orchestrator.config
+        return orchestrator.config, orchestrator.step_kinds
 
 
-def loaded_for(file: Path, table: str | None, config: StrategyConfig) -> Workflow:
+def loaded_for(file: Path, table: str | None, config: StrategyConfig, kinds: Mapping[str, StepKind]) -> Workflow:
     """Load a workflow and check it against a profile, and against a table if there is one."""
     from workflow_composer.workflows.definition.loading import load_workflow
 
@@ -65,7 +70,7 @@ def loaded_for(file: Path, table: str | None, config: StrategyConfig) -> Workflo
         from workflow_composer.batch.datasets.table import read_table
 
         columns = list(read_table(table, asks=False).names)
-    return load_workflow(file, config=config, columns=columns)
+    return load_workflow(file, config=config, columns=columns, kinds=kinds)
 
 
 def _as_data(made: Workflow, config: StrategyConfig) -> dict[str, Any]:

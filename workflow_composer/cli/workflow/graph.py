@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.options import common_options, examples, strategy_option
 from workflow_composer.cli.state import State
 
 _FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".md": "mermaid", ".svg": "svg"}
@@ -18,6 +18,7 @@ _FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".md": "mermaid", ".svg": 
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--as", "form", type=click.Choice(["text", "mermaid", "svg"]), help="The form; default: by OUTPUT, else text.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file.")
+@strategy_option
 @common_options
 @click.pass_obj
 def graph_command(state: State, /, file: Path, form: str | None, output: Path | None) -> int:
@@ -29,8 +30,8 @@ def graph_command(state: State, /, file: Path, form: str | None, output: Path | 
     from workflow_composer.cli.workflow.check import loaded_for, profile_of
     from workflow_composer.workflows.definition import drawing
 
-    config = profile_of(state)
-    made = loaded_for(file, None, config)
+    config, kinds = profile_of(state)
+    made = loaded_for(file, None, config, kinds)
     if state.json:
         boxes = drawing.drawn(made, config)
         print_json([{"name": box.name, "does": box.told, "reads": box.reads, "private": box.private} for box in boxes])

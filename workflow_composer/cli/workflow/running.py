@@ -87,7 +87,7 @@ class RunSession:
         state.log = DecisionLog(state.log_file)
         orchestrator = state.open(state, None)
         try:
-            return loaded(options["file"], table, orchestrator.config), table, orchestrator
+            return loaded(options["file"], table, orchestrator.config, orchestrator.step_kinds), table, orchestrator
         except BaseException:
             orchestrator.close()
             raise

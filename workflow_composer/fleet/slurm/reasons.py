@@ -35,6 +35,7 @@ _RESOURCES = {
     "gres": "GPU", "cpu": "CPU", "mem": "memory", "memory": "memory", "node": "node", "billing": "billing",
     "energy": "energy", "license": "license", "bb": "burst buffer",
 }  # fmt: skip
+_COUNTED = ("GPU", "CPU", "node", "license", "resource")
 _KIND = r"(?P<kind>gres|cpu|memory|mem|node|billing|energy|license|bb|unknown|jobs|submitjobs?|wallduration|wall)?"
 
 # Of several that match, the first counts. Reasons are compared in small letters, without anything else: SLURM writes
@@ -55,7 +56,7 @@ _WORDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"prolog|cleaning|fedjoblock", "is being prepared by SLURM"),
         (r"jobarraytasklimit", "waits: its array runs as many tasks as it may at once"),
         (
-            r"reqnodenotavailunavailablenodes|nodesrequired|nodedown|frontenddown|powernotavail",
+            r"reqnodenotavailunavailablenodes|nodesrequired|nodedown|frontenddown",
             "waits: nodes down, drained or reserved; `sinfo -R` says why",
         ),
         (r"reqnodenotavail", "waits: the required nodes are down or reserved"),
@@ -76,11 +77,14 @@ _WORDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"reservationinvalid", f"{NEVER}: its reservation is invalid; check slurm.options"),
         (r"reservation", "waits for its reservation to begin"),
         (r"licenses", "waits for a license"),
+        (r"powernotavail|powerreserved", "waits for electrical power that the site has capped or reserved"),
+        (r"maxpoweredupnodes", "waits: as many nodes are powered up as the site allows"),
+        (r"mpiportsbusy", "waits for ports of its node that other jobs use"),
         (r"burstbufferoperation", f"{NEVER}: its burst buffer failed"),
         (r"burstbuffer.*", "waits for its burst buffer"),
         (r"(?:assoc|qos)grpwall.*", _USED_UP.format("the")),
         (
-            rf"(?:assoc|qos)grp{_KIND}runminutes.*",
+            rf"(?:(?:assoc|qos)grp{_KIND}runminutes|max{_KIND.replace('<kind>', '<of>')}runmins).*",
             "waits: {whose} {what} limit is reached by the time reserved for running jobs",
         ),
         (
@@ -88,21 +92,27 @@ _WORDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             _USED_UP.format("{whose} {what}"),
         ),
         (
-            rf"(?:(?:assoc|qos)max{_KIND}(?:minutes)?per(?:job|node).*|maxmemperlimit)",
-            f"{NEVER}: it asks for more {{what}} than one job may have; check the slurm section of the fleet file",
+            rf"(?:assoc|qos)max{_KIND}minutesperjob.*",
+            f"{NEVER}: it asks for more {{what}} hours than one job may use; lower slurm.time or what it asks for",
         ),
-        (rf"(?:assoc|qos)min{_KIND}.*", f"{NEVER}: it asks for less {{what}} than a job must; check the slurm section"),
+        (
+            rf"(?:(?:assoc|qos)max{_KIND}per(?:job|node).*|maxmemperlimit)",
+            f"{NEVER}: it asks for more {{many}} than one job may have; check the slurm section of the fleet file",
+        ),
+        (rf"(?:assoc|qos)min{_KIND}.*", f"{NEVER}: it asks for {{less}} {{many}} than a job must; check the slurm section"),
         (
             r"(?:assoc|qos)?(?:grp|max)submitjobs?.*|associationjoblimit|qosjoblimit",
             "waits: the limit of queued jobs is reached",
         ),
-        (r"qosmaxjobs?peruser.*", "waits: your limit of running jobs is reached"),
-        (r"(?:assoc|qos)?(?:grp|max)jobs?.*", "waits: the account's limit of running jobs is reached"),
-        (rf"qosmax{_KIND}peruser.*", "waits: your {what} limit is reached"),
+        (r"(?:assoc|qos)?(?:grp|max)jobs?.*", "waits: {whose} limit of running jobs is reached"),
         (rf"(?:assoc|qos)?(?:grp|max){_KIND}.*", "waits: {whose} {what} limit is reached"),
         (r"(?:assoc|qos|accounting).*", "waits: a limit of the account or the quality of service is reached"),
-        (r"joblaunchfailure|raisedsignal|systemfailure", "could not be launched; the folder of its log may be missing"),
+        (r"joblaunchfailure|systemfailure", "could not be launched; the folder of its log may be missing"),
         (r"deadline", f"{NEVER}: its deadline has passed"),
+        (
+            r"nonzeroexitcode|raisedsignal|timelimit|inactivelimit|outofmemory",
+            "waits after a run that failed; its log says why",
+        ),
     )
 )  # fmt: skip
 
@@ -118,11 +128,15 @@ def waiting_words(reason: str) -> str:
     plain = re.sub(r"[^a-z0-9]", "", reason.lower())
     if plain in ("", "none", "null"):
         return "waits"
-    whose = "the quality of service's" if plain.startswith("qos") else "the account's"
+    of_qos = "the quality of service's" if plain.startswith("qos") else "the account's"
+    whose = "your" if "peruser" in plain else of_qos
     for pattern, said in _WORDS:
         if found := pattern.match(plain):
-            kind = found.groupdict().get("kind") or ("memory" if plain.startswith("maxmem") else "")
-            return said.format(what=_RESOURCES.get(kind, "resource"), whose=whose)
+            groups = found.groupdict()
+            kind = groups.get("kind") or groups.get("of") or ("memory" if plain.startswith("maxmem") else "")
+            what = _RESOURCES.get(kind, "resource")
+            many, less = (f"{what}s", "fewer") if what in _COUNTED else (what, "less")
+            return said.format(what=what, many=many, less=less, whose=whose)
     return f"waits; SLURM's reason: {reason!r}"
 
 

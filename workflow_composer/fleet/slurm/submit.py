@@ -13,6 +13,7 @@ from workflow_composer.backends.replicas.registry import Entry
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.launch.preparation import lasting_faults
+from workflow_composer.fleet.launch.readiness import refuse_another_model
 from workflow_composer.fleet.launch.supervisor import STOPPING
 from workflow_composer.fleet.ownership import refuse_foreign
 from workflow_composer.fleet.settings import RoleSpec
@@ -181,7 +182,7 @@ def submit(
     ``without``.
 
     Raises `FleetError`: SLURM rejects the job, the server runs outside of SLURM, on another cluster or in another fleet that
-    shares the state folder, or a folder is not writable.
+    shares the state folder, another server of the role serves another model, or a folder is not writable.
     """
     command = command_for(fleet, server, begin=begin, without=without)
     with one_at_a_time(fleet, server):
@@ -198,6 +199,7 @@ def submit(
             return Submitted(server=server, job=newer[0], new=False)
         _refuse_second(fleet, server)
         if not besides:
+            refuse_another_model(fleet, server, fleet.find(server)[0])
             _refuse_lasting(fleet, server)
         _make(fleet.logs)
         job_id = slurm.submit(command)

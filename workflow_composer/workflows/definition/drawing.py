@@ -59,12 +59,12 @@ def described(step: Step, config: StrategyConfig | None = None) -> str:
     """Return in a few words what a step does: its kind, its models, and what surrounds it."""
     kinds = {PromptBody: "prompt", CommandBody: "command", PythonBody: "python", NestedBody: "workflow", HumanBody: "person"}
     words = [kinds.get(type(step.body), "steps")]
+    if isinstance(step.body, PythonBody):
+        words = [step.body.plugin.name] if step.body.plugin is not None else [*words, step.body.target]
     if isinstance(step.body, PromptBody):
         words.append(step.model or _models(step, config))
     if isinstance(step.body, NestedBody):
         words.append(step.body.workflow.name)
-    if isinstance(step.body, PythonBody):
-        words.append(step.body.target)
     if isinstance(step.body, CommandBody):
         words.append(step.body.argv[0])
     marks = [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer.config.yaml_source import KeyPath
 from workflow_composer.errors import MarkerError, ProfileError, ProfileNotFound, RoutingError, WorkflowFileError, nearest
+from workflow_composer.types import EMPTY
 from workflow_composer.workflows.definition.checking import NameChecks, programs_without_form
 from workflow_composer.workflows.definition.labels import labelled
 from workflow_composer.workflows.definition.model import NestedBody, PromptBody, Step, Workflow
@@ -22,6 +23,7 @@ from workflow_composer.workflows.definition.steps import StepReader
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.workflows.step_kinds import StepKind
 
 KEYS = ("workflow", "inputs", "budget", "deadline", "when_low", "key", "steps", "output", "tables", "stream")
 INPUT_TYPES = ("text", "number", "json", "private")
@@ -34,23 +36,31 @@ def load_workflow(
     *,
     config: StrategyConfig,
     columns: Sequence[str] | None = None,
+    kinds: Mapping[str, StepKind] = EMPTY,
 ) -> Workflow:
     """Read a workflow, and check it against a profile and the columns of a table (None: no table is known yet).
 
-    Raises `WorkflowFileError` with all faults, and `ProfileNotFound` if there is no such file.
+    ``kinds`` are the kinds of steps that plugins offer, such as ``ModelOrchestrator.step_kinds``. Raises
+    `WorkflowFileError` with all faults, and `ProfileNotFound` if there is no such file.
     """
-    loader = _FileLoader(config, ())
+    loader = _FileLoader(config, (), kinds)
     return _finished(loader, loader.load(Path(path), columns), config)
 
 
 def made_workflow(
-    tree: Mapping[str, Any], faults: FileFaults, path: Path, *, config: StrategyConfig, columns: Sequence[str] | None = None
+    tree: Mapping[str, Any],
+    faults: FileFaults,
+    path: Path,
+    *,
+    config: StrategyConfig,
+    columns: Sequence[str] | None = None,
+    kinds: Mapping[str, StepKind] = EMPTY,
 ) -> Workflow:
     """Return the workflow of a tree as `read_source` returns it; ``path`` is where its files are relative to.
 
     Raises `WorkflowFileError`.
     """
-    loader = _FileLoader(config, ())
+    loader = _FileLoader(config, (), kinds)
     return _finished(loader, loader.made(tree, faults, path, columns), config)
 
 
@@ -63,10 +73,10 @@ def _finished(loader: _FileLoader, made: Workflow, config: StrategyConfig) -> Wo
 
 
 class _FileLoader:
-    """Loads one file; ``outer`` are the files that led to it."""
+    """Loads one file; ``outer`` are the files that led to it, ``kinds`` those of plugins."""
 
-    def __init__(self, config: StrategyConfig, outer: tuple[Path, ...]) -> None:
-        self.config, self.outer = config, outer
+    def __init__(self, config: StrategyConfig, outer: tuple[Path, ...], kinds: Mapping[str, StepKind]) -> None:
+        self.config, self.outer, self.kinds = config, outer, kinds
 
     def load(self, path: Path, columns: Sequence[str] | None) -> Workflow:
         """Read a file. Raises `WorkflowFileError`."""
@@ -92,7 +102,7 @@ class _FileLoader:
                 faults.of_file(f"has no {key!r}; a workflow has a name, steps, and an output")
         name = faults.text(tree["workflow"], ("workflow",), "the workflow's name") if "workflow" in tree else None
         inputs = self._inputs(tree, columns)
-        reader = StepReader(faults, self.path.parent, self._nested, columns_of_row="row" not in inputs)
+        reader = StepReader(faults, self.path.parent, self._nested, columns_of_row="row" not in inputs, kinds=self.kinds)
         steps = reader.steps(tree["steps"], ("steps",)) if "steps" in tree else {}
         output = (
             reader.values(tree["output"], ("output",), 'columns by name, such as kind: "{{ kind }}"')
@@ -183,7 +193,7 @@ class _FileLoader:
             self.faults.add(path, f"workflows are nested more than {DEEPEST} times", "join some of them")
             return None
         try:
-            return _FileLoader(self.config, stack).load(file, None)
+            return _FileLoader(self.config, stack, self.kinds).load(file, None)
         except ProfileNotFound:
             self.faults.add(path, f"there is no file {file}", "give its path relative to this file")
         except WorkflowFileError as error:

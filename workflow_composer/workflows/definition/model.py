@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from workflow_composer.answers.form import OutputForm
 from workflow_composer.types import EMPTY
+from workflow_composer.workflows.step_kinds import StepKind
 
 InputType = Literal["text", "number", "json", "private"]
 """What an input's column holds; ``private`` is text that must not leave the person's own machines."""
@@ -80,9 +81,19 @@ class CommandBody:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonBody:
-    """A function ``module:name``, looked for beside the workflow's file first; it gets the step's ``given`` by keyword."""
+    """A function ``module:name``, looked for beside the workflow's file first; it gets the step's ``given`` by keyword.
+
+    That of a plugin's kind of step (``plugin``) comes from the plugin's code, and gets ``settings`` (JSON data) before them.
+    """
 
     target: str
+    plugin: StepKind | None = None
+    settings: Any = None
+
+    @property
+    def title(self) -> str:
+        """What to call it in messages."""
+        return self.target if self.plugin is None else self.plugin.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from workflow_composer.answers.extraction import modules_beside
@@ -33,11 +33,13 @@ from workflow_composer.workflows.definition.model import (
 from workflow_composer.workflows.definition.readings import read_expression, read_template, read_value
 from workflow_composer.workflows.definition.source import FileFaults, Word, as_plain
 from workflow_composer.workflows.definition.syntax import SyntaxFault
+from workflow_composer.workflows.step_kinds import StepKind
 
 KINDS = ("prompt", "command", "python", "workflow", "human")
 _ALL = ("when", "for_each", "at_most", "answer", "on_error", "timeout", "share")
 _OVER_ROWS = ("reduce", "group_by", "keep", "fold")
-_PROGRAM = ("with", "files", "limits", "trusted", "release", "until", *_OVER_ROWS)
+_FUNCTION = ("with", "limits", "trusted", "release", "until", *_OVER_ROWS)
+_PROGRAM = ("files", *_FUNCTION)
 KEYS: Mapping[str, Sequence[str]] = {
     "prompt": (
         *("prompt", "task", "model", "context", "system", "tools", "temperature", "tokens", "retries", "accept"),
@@ -49,7 +51,7 @@ KEYS: Mapping[str, Sequence[str]] = {
     "human": ("human", "waits", "release", *_ALL),
     "steps": ("steps", "for_each", "at_most", "when", "on_error", "timeout"),
 }
-_EVERY = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
+EVERY_KEY = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
 RESERVED = frozenset(
     {"rows", "parts", "loop", "row", "true", "false", "none", "null", "and", "or", "not", "in", "is", "if", "else"}
 )
@@ -61,10 +63,24 @@ Nested = Callable[[Word, KeyPath], Workflow | None]
 
 
 class StepReader:
-    """Reads steps; faults are reported to ``faults``. ``columns_of_row``: ``row["…"]`` names an input."""
+    """Reads steps; faults are reported to ``faults``. ``columns_of_row``: ``row["…"]`` names an input.
 
-    def __init__(self, faults: FileFaults, folder: Any, nested: Nested, *, columns_of_row: bool = True) -> None:
+    ``kinds`` are those of plugins, by name.
+    """
+
+    def __init__(
+        self,
+        faults: FileFaults,
+        folder: Any,
+        nested: Nested,
+        *,
+        columns_of_row: bool = True,
+        kinds: Mapping[str, StepKind] = EMPTY,
+    ) -> None:
         self.faults, self.folder, self.nested, self.columns_of_row = faults, folder, nested, columns_of_row
+        self.kinds = kinds
+        self._keys = {**KEYS, **{name: (name, *_FUNCTION, *_ALL) for name in kinds}}
+        self._named = (*KINDS, *kinds)
 
     # ---------------------------------------------------------------------------------------------------------- texts
 
@@ -117,24 +133,29 @@ class StepReader:
     def _step(self, name: str, tree: Any, path: KeyPath, depth: int) -> Step | None:
         self._name(name, path)
         if not isinstance(tree, Mapping):
-            self.faults.add(path, "is no mapping", f"a step has exactly one of: {', '.join(KINDS)}")
+            self.faults.add(path, "is no mapping", f"a step has exactly one of: {', '.join(self._named)}")
             return None
-        kinds = [kind for kind in (*KINDS, "steps") if kind in tree]
+        kinds = [kind for kind in (*self._named, "steps") if kind in tree]
         if len(kinds) != 1:
-            what = f"has {' and '.join(kinds)}" if kinds else "has none of them"
-            unknown = [key for key in tree if key not in _EVERY]
-            near = "; ".join(filter(None, (nearest(key, (*KINDS, "steps")) for key in unknown)))
-            self.faults.add(path, f"a step has exactly one of {', '.join(KINDS)}; this one {what}", hint=near)
-            self.faults.only(tree, path, _EVERY)
+            self._no_kind(tree, path, kinds)
             return None
         kind = kinds[0]
         for key in tree:
-            if key not in KEYS[kind]:
-                used = [other for other in KEYS if key in KEYS[other]]
+            if key not in self._keys[kind]:
+                used = [other for other in self._keys if key in self._keys[other]]
                 found = f"a step with {kind} has no {key!r}" if used else "unknown key"
-                hint = f"it belongs to {', '.join(used)}" if used else nearest(key, KEYS[kind])
-                self.faults.add((*path, key), found, f"allowed: {', '.join(KEYS[kind])}", hint=hint)
+                hint = f"it belongs to {', '.join(used)}" if used else nearest(key, self._keys[kind])
+                self.faults.add((*path, key), found, f"allowed: {', '.join(self._keys[kind])}", hint=hint)
         return self._of_kind(name, kind, tree, path, depth)
+
+    def _no_kind(self, tree: Mapping[str, Any], path: KeyPath, kinds: Sequence[str]) -> None:
+        what = f"has {' and '.join(kinds)}" if kinds else "has none of them"
+        unknown = [key for key in tree if key not in EVERY_KEY]
+        near = "; ".join(filter(None, (nearest(key, (*self._named, "steps")) for key in unknown)))
+        if unknown and not kinds and not near:
+            near = f"if a plugin offers {' or '.join(map(repr, unknown))}, install it, or name its file (plugins:, --plugin)"
+        self.faults.add(path, f"a step has exactly one of {', '.join(self._named)}; this one {what}", hint=near)
+        self.faults.only(tree, path, (*EVERY_KEY, *self.kinds))
 
     def _name(self, name: str, path: KeyPath) -> None:
         if not name.isidentifier() or name.startswith("_"):
@@ -144,7 +165,7 @@ class StepReader:
 
     def _of_kind(self, name: str, kind: str, tree: Mapping[str, Any], path: KeyPath, depth: int) -> Step:
         for_each = self._for_each(tree, path, depth)
-        form = self._form(tree.get("answer"), (*path, "answer")) if "answer" in tree else None
+        form = self._form(tree.get("answer"), (*path, "answer")) if "answer" in tree else self._usual_form(kind)
         until = self._until(tree, path)
         if for_each is None and until is None and "at_most" in tree and "for_each" not in tree and "until" not in tree:
             self.faults.add((*path, "at_most"), "bounds nothing", "it belongs to for_each or until")
@@ -172,6 +193,9 @@ class StepReader:
             waits=self._waits(tree["waits"], (*path, "waits"), form) if "waits" in tree else None,
             **self._plain_keys(tree, path),
         )
+
+    def _usual_form(self, kind: str) -> OutputForm | None:
+        return self.kinds[kind].form if kind in self.kinds else None
 
     def _plain_keys(self, tree: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
         faults = self.faults
@@ -210,6 +234,8 @@ class StepReader:
             return None if workflow is None else NestedBody(workflow=workflow)
         if kind == "python":
             return self._python(tree[kind], here)
+        if kind in self.kinds:
+            return self._of_plugin(self.kinds[kind], tree, here)
         return None if kind == "steps" else self._question(kind, tree, path)
 
     def _question(self, kind: str, tree: Mapping[str, Any], path: KeyPath) -> PromptBody | HumanBody | None:
@@ -232,6 +258,18 @@ class StepReader:
             self.faults.add(path, f"found {str(target)!r}", "allowed: module:function, such as names:merge")
             return None
         return PythonBody(target=str(target))
+
+    def _of_plugin(self, kind: StepKind, tree: Mapping[str, Any], path: KeyPath) -> PythonBody:
+        """Read a step of a plugin's kind, and let the plugin check it."""
+        settings = as_plain(tree[kind.name])
+        if any("{{" in text or "{%" in text for text in _texts_in(settings)):
+            remedy = f"give what varies by with: {{NAME: EXPRESSION}}, which {kind.name} gets as NAME"
+            self.faults.add(path, "its settings are not filled in", remedy)
+        given = tree["with"] if isinstance(tree.get("with"), Mapping) else {}
+        made = {} if settings is None else settings
+        for key, problem in kind.problems(made, list(given)):
+            self.faults.add((*path, key) if key else path, problem)
+        return PythonBody(target=kind.target, plugin=kind, settings=made)
 
     def _context(self, tree: Mapping[str, Any], path: KeyPath) -> tuple[str, ...] | None:
         if "context" not in tree:
@@ -415,3 +453,16 @@ class StepReader:
         if found and (why is None or not why.strip()):
             self.faults.add(here, "a release needs a reason", "write {declared: why}, or release by a check")
         return None if why is None else Release(how="declared", why=str(why))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield all texts in data, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield str(key)
+            yield from _texts_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts_in(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -50,6 +50,20 @@ class KeptFailure:
     facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
 
 
+class EarlierTries(Protocol):
+    """What a question has got while it has no answer: see `workflow_composer.workflows.keeping.progress`."""
+
+    async def checked(
+        self, value: Any, check: Callable[[Any], Awaitable[str | None]], used: Callable[[], tuple[int, float]]
+    ) -> str | None:
+        """Return what a check says of an answer, or has said of it before; None: it passes."""
+        ...
+
+    def whole(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return facts with what earlier tries at the question have used."""
+        ...
+
+
 class Keeper(Protocol):
     """Answers of this run and of earlier ones. `find` and then, if there is none, `refused` come before every call."""
 
@@ -59,6 +73,10 @@ class Keeper(Protocol):
 
     def refused(self, question: StepQuestion) -> KeptFailure | None:
         """Return why a question without an answer must not be asked now; None: it is to be asked."""
+        ...
+
+    def progress(self, question: StepQuestion) -> EarlierTries | None:
+        """Return what a question, which is now asked, has got in an earlier try; None: nothing of that is kept."""
         ...
 
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:

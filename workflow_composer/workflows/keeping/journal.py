@@ -30,8 +30,10 @@ _OTHER = "another --output"
 _RUN_ROW = "0" * 16
 """The row of what belongs to no row, such as a step of the run."""
 
-ANSWER, SHARED, FAILED, NOTE = "answer", "shared", "failed", "note"
-"""Kinds of entries: an answer; one that equal questions of other rows may use; a failure; what a run says about itself."""
+ANSWER, SHARED, FAILED, REPLY, NOTE = "answer", "shared", "failed", "reply", "note"
+"""Kinds of entries: an answer; one that equal questions of other rows may use; a failure; what a question has got while it
+has no answer; what a run says about itself.
+"""
 
 _HEADER = re.compile(rb'\{"workflow_journal":(\d+)[,}]')
 _SUM = re.compile(
@@ -145,6 +147,12 @@ class WorkflowJournal:
         found = [entry for offset in offsets[-4:] if (entry := self._read(offset)).digest == digest]
         return found[-1] if found else None
 
+    def replies(self, row: str, digest: str) -> list[JournalEntry]:
+        """Return what a question of a row ("": of the run) has got before it had an answer, the oldest first."""
+        row = row or _RUN_ROW
+        found = map(self._read, self._index.offsets(_reply_number(row, digest)))
+        return [entry for entry in found if entry.digest == digest and entry.fields["row"] == row]
+
     def sync(self) -> None:
         """Flush all entries to disk; slow, but safe to call from another thread."""
         if self._file.is_open:
@@ -195,7 +203,7 @@ class WorkflowJournal:
             raise InputError(f"{self.path} is not the journal of a workflow", hint=f"choose {_OTHER}, or move the file")
 
     def _remember(self, row: str, kind: str, digest: str, offset: int) -> None:
-        self._index.add(_number(row), offset)
+        self._index.add(_reply_number(row, digest) if kind == REPLY else _number(row), offset)
         if kind == SHARED:
             self._index.add(_shared_number(digest), offset)
 
@@ -251,6 +259,10 @@ def _is_ours(path: Path) -> bool:
 
 def _number(row: str) -> int:
     return int(row, 16) or 1
+
+
+def _reply_number(row: str, digest: str) -> int:
+    return int(row, 16) ^ int(digest[:16] or "0", 16) ^ 0x3C3C3C3C3C3C3C3C or 1
 
 
 def _shared_number(digest: str) -> int:

@@ -110,7 +110,9 @@ def top_of(path: str) -> str:
 
 
 def kind_of(step: Step) -> str:
-    """Return what kind of step it is: prompt, command, python, workflow, human, or steps (a loop's own)."""
+    """Return what kind of step it is: prompt, command, python, workflow, human, steps (a loop's own), or a plugin's."""
+    if isinstance(step.body, PythonBody) and step.body.plugin is not None:
+        return step.body.plugin.name
     return "steps" if step.body is None else _KINDS[type(step.body)]
 
 
@@ -170,7 +172,9 @@ class StepMeanings:
         }
 
     def _program(self, body: CommandBody | PythonBody) -> dict[str, Any]:
-        named = {"argv": body.argv} if isinstance(body, CommandBody) else {"target": body.target}
+        named: dict[str, Any] = {"argv": body.argv} if isinstance(body, CommandBody) else {"target": body.target}
+        if isinstance(body, PythonBody) and body.plugin is not None:
+            named = {"settings": body.settings}  # where the plugin lies, and what its function is called, does not matter
         return {**named, "program": dict(self._programs(body))}
 
     def _check(self, check: AnswerCheck) -> dict[str, Any]:

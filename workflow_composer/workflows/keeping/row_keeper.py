@@ -13,6 +13,7 @@ from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure,
 from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import WRITTEN, path_of
 from workflow_composer.workflows.keeping.people import PeopleAnswers
+from workflow_composer.workflows.keeping.progress import QuestionProgress, Used
 from workflow_composer.workflows.running.results import FailureKind
 
 CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_off"})
@@ -118,6 +119,8 @@ class RowKeeper:
         self._answers: dict[str, list[JournalEntry]] = {}
         self._failures: dict[tuple[str, str], JournalEntry] = {}
         self._latest: dict[str, JournalEntry] = {}
+        self._ended: dict[tuple[str, str], int] = {}
+        self._progress: dict[str, QuestionProgress] = {}
         for entry in journal.entries(row):
             self._take(entry)
 
@@ -128,8 +131,11 @@ class RowKeeper:
             same[:] = [other for other in same if other.place != entry.place]  # asked anew
             same.append(entry)
             self._failures.pop((entry.digest, entry.place), None)
+            self._ended[entry.digest, entry.place] = entry.offset
         elif kind == FAILED:
             self._failures[entry.digest, entry.place] = entry
+            if entry.fields["fault"] in CONTENT_FAULTS:  # refused replies would only be refused again
+                self._ended[entry.digest, entry.place] = entry.offset
         self._latest[entry.place] = entry
 
     def find(self, question: StepQuestion) -> KeptAnswer | None:
@@ -143,7 +149,7 @@ class RowKeeper:
             return found.answer
         counts.kept += 1
         self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts)
-        counts.kept_cost += float(found.fields.get("cost") or 0.0)
+        counts.kept_cost += cost_of(found.answer.facts)
         counts.kept_models.update(_served_by(found.answer.facts))
         return found.answer
 
@@ -188,7 +194,7 @@ class RowKeeper:
             counts = self._counts.at(question.place)
             counts.why[told] += 1
             before = self._latest.get(question.place)
-            counts.again_cost += 0.0 if before is None else float(before.fields.get("cost") or 0.0)
+            counts.again_cost += 0.0 if before is None else cost_of(before.answer.facts)
         self.lineage.setdefault(question.place, Lineage(question.digest, "asked"))
         return None if self._rules.asks else KeptFailure(state="not_run", reason=_NOT_YET)
 
@@ -215,31 +221,61 @@ class RowKeeper:
             return "asked for" if before.fields["kind"] != FAILED else "it failed before"
         return changed_parts(before.fields.get("parts") or EMPTY, question.parts)
 
+    def progress(self, question: StepQuestion) -> QuestionProgress:
+        """Return what a question has got since it was last answered, or refused for what models said."""
+        counts = self._counts.at(question.place)
+
+        def told(used: Used) -> None:
+            counts.calls += used.calls
+            counts.cost += used.cost
+            counts.seconds += used.seconds
+            self.cost += used.cost
+
+        kept = [entry for entry in self._journal.replies(question.row, question.digest) if self._goes_on(entry, question)]
+        made = self._progress[question.place] = QuestionProgress(self._journal, question, kept, told)
+        return made
+
+    def _goes_on(self, entry: JournalEntry, question: StepQuestion) -> bool:
+        """Whether an entry belongs to the try at this question that was interrupted."""
+        place = entry.place.rpartition("~")[0]
+        is_own = place == question.place or path_of(place) not in self._rules.paths
+        ended = self._ended.get((entry.digest, place), -1)
+        return is_own and entry.offset > ended and not self._rules.redo(path_of(question.place), entry)
+
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
         """Write an answer before it is used."""
-        cost = float(answer.facts.get("cost") or 0.0)
+        cost = self._count(question, answer.facts)
         kind = SHARED if question.share else ANSWER
         self._journal.append(kind, question, cost=cost, value=answer.value, facts=dict(answer.facts))
-        self._count(question, answer.facts, cost)
         self.lineage[question.place] = Lineage(question.digest, "asked", answer.facts)
 
     def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
         """Write a failure."""
-        cost = float(facts.get("cost") or 0.0)
+        cost = self._count(question, facts)
         rest = {name: value for name, value in facts.items() if name != "reason"}
         self._journal.append(FAILED, question, cost=cost, fault=kind, reason=str(facts.get("reason", "")), facts=rest)
-        self._count(question, facts, cost)
         self._counts.at(question.place).failed += 1
         self.lineage[question.place] = Lineage(question.digest, "asked", rest)
 
-    def _count(self, question: StepQuestion, facts: Mapping[str, Any], cost: float) -> None:
-        counts = self._counts.at(question.place)
+    def _count(self, question: StepQuestion, facts: Mapping[str, Any]) -> float:
+        """Count what was asked; return the dollars of it that no other entry has."""
+        counts, progress = self._counts.at(question.place), self._progress.pop(question.place, None)
+        calls, cost, seconds = int(facts.get("calls") or 0), cost_of(facts), float(facts.get("seconds") or 0.0)
+        if progress is not None:
+            calls, cost, seconds = progress.rest(facts)
+            counts.kept_cost += progress.kept.cost
         counts.asked += 1
-        counts.calls += int(facts.get("calls") or 0)
+        counts.calls += calls
         counts.cost += cost
         self.cost += cost
-        counts.seconds += float(facts.get("seconds") or 0.0)
+        counts.seconds += seconds
         counts.models.update(_served_by(facts))
+        return cost
+
+
+def cost_of(facts: Mapping[str, Any]) -> float:
+    """Return the dollars that a question has cost, in all its tries."""
+    return float(facts.get("cost") or 0.0)
 
 
 def _served_by(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

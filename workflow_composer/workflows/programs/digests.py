@@ -62,6 +62,8 @@ class ProgramSources:
 
     def __call__(self, body: CommandBody | PythonBody) -> Mapping[str, str]:
         """Return the digests; empty if nothing is seen."""
+        if isinstance(body, PythonBody) and body.plugin is not None and body.plugin.digest:
+            return {body.plugin.name: body.plugin.digest}
         found = self._of_command(body) if isinstance(body, CommandBody) else self._of_function(body)
         return {self._name(path): digest_of(path) for path in sorted(set(found))} or EMPTY
 

@@ -1,9 +1,10 @@
 """Calls one function of the user's in a process of its own; `workflow_composer.workflows.programs.function` starts this file
 by its path.
 
-Standard input has one line of JSON: where modules are looked for, ``module:name``, and the arguments. Standard output gets
-one line of JSON: the value, or what went wrong. What the function prints goes to standard error. It imports nothing from
-this package.
+Standard input has one line of JSON: where modules are looked for, ``module:name``, the arguments, and perhaps ``modules``:
+a plugin's, by name, each with its path, whether it is a package, and its text, whose characters are bytes. Standard output
+gets one line of JSON: the value, or what went wrong. What the function prints goes to standard error. It imports nothing
+from this package.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import math
 import os
 import sys
 import traceback
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 
@@ -24,6 +27,8 @@ def main() -> None:
     os.dup2(2, 1)  # what the function prints must not be mistaken for its value
     asked = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = asked["path"]
+    if asked.get("modules"):
+        sys.meta_path.insert(0, _GivenModules(asked["modules"]))
     try:
         told = _called(asked)
     except BaseException as error:  # noqa: BLE001  # also SystemExit: whatever ends the function is told
@@ -33,6 +38,32 @@ def main() -> None:
     answers.write(told if isinstance(told, str) else json.dumps(told))
     answers.flush()
     os._exit(0)  # threads of the function's own do not keep the row waiting
+
+
+class _GivenModules:
+    """Finds and loads modules of which the text is given, whatever lies at their paths now."""
+
+    def __init__(self, modules: dict[str, tuple[str, bool, str]]) -> None:
+        self._modules = modules
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return the spec of a given module."""
+        if name not in self._modules:
+            return None
+        place, is_package, _ = self._modules[name]
+        spec = ModuleSpec(name, self, origin=place, is_package=is_package)  # type: ignore[arg-type]  # a loader by its methods
+        spec.has_location = True
+        if is_package:
+            spec.submodule_search_locations = [place.rpartition(os.sep)[0]]
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let Python make the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the text."""
+        place, _, text = self._modules[module.__name__]
+        exec(compile(text.encode("latin-1"), place, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # a plugin's
 
 
 def _called(asked: Any) -> Any:

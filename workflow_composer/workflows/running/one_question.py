@@ -20,7 +20,7 @@ from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse
 from workflow_composer.workflows.definition.evaluation import kind_of
 from workflow_composer.workflows.definition.model import AnswerCheck, CommandBody, HumanBody, PromptBody, PythonBody, Step
-from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
+from workflow_composer.workflows.keeping.answers import EarlierTries, KeptAnswer, StepQuestion
 from workflow_composer.workflows.programs.accepting import StepCheck
 from workflow_composer.workflows.programs.command import run_command
 from workflow_composer.workflows.programs.function import call_function
@@ -77,6 +77,7 @@ class _Question:
         self.form: OutputForm | None = step.form
         self._purse: Reservation | None = None
         self.spent, self._tokens = 0.0, 0
+        self.progress: EarlierTries | None = None
         self.acceptance = None if step.accept is None else self.checked_by(step.accept)
 
     @property
@@ -94,6 +95,14 @@ class _Question:
             private=self.stays,
             ask=self.paid,
         )
+
+    async def refusal_of(self, value: Any) -> str | None:
+        """Return what the step's check says of an answer, or has said of it in an earlier try; None: it passes."""
+        check = self.acceptance
+        assert check is not None  # the caller has looked
+        if self.progress is None:
+            return await check(value)
+        return await self.progress.checked(value, check, lambda: (check.calls, check.cost))
 
     def what_is_checked(self) -> dict[str, Any]:
         """Return what the readings of ``accept`` read, but for the answer itself."""
@@ -146,7 +155,7 @@ class _Question:
         private = self.step.labels.private
         if self.form is not None:
             value = of_form(self.form, value, private=private)
-        if self.acceptance is not None and (problem := await self.acceptance(value)) is not None:
+        if self.acceptance is not None and (problem := await self.refusal_of(value)) is not None:
             reason = "the check refused it" if private else in_a_line(f"it did not pass: {problem}")
             raise StepFailure(kind="invalid", reason=reason, facts={**facts, "said": problem})
         return KeptAnswer(value=value, facts=facts)
@@ -182,7 +191,8 @@ class _PromptQuestion(_Question):
             context=self.body.context,
             form=self.form,
             form_retries=step.retries,
-            check=self.acceptance,
+            check=None if self.acceptance is None else self.refusal_of,
+            replies=self.progress,
             metadata={"step": step.name},
         )
 
@@ -293,6 +303,7 @@ async def _found_or_asked(made: _Question, question: StepQuestion) -> StepResult
 
 async def _asked_now(made: _Question, question: StepQuestion) -> StepResult:
     keeper = made.spot.world.keeper
+    progress = made.progress = keeper.progress(question)
     try:
         answer = await _answered(made)
     except _Stopped as stop:
@@ -300,8 +311,11 @@ async def _asked_now(made: _Question, question: StepQuestion) -> StepResult:
     except StepFailure as failure:
         if failure.kind != "budget" or made.spent:
             facts = {**failure.facts, "cost": made.spent} if made.spent else failure.facts
-            keeper.failed(question, failure.kind, {"reason": failure.reason, **facts})
+            failure.facts = facts if progress is None else progress.whole(facts)
+            keeper.failed(question, failure.kind, {"reason": failure.reason, **failure.facts})
         return _failed(failure)
+    if progress is not None:
+        answer = replace(answer, facts=progress.whole(answer.facts))
     keeper.keep(question, answer)
     return _done(answer)
 

@@ -40,6 +40,12 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize(requeues=st.booleans())
     def begin(self, requeues: bool) -> None:
+        """Three servers are queued."""
+        self.make(requeues=requeues)
+        for name, server in (("one", "coder"), ("one", "coder-2"), ("two", "coder")):
+            self.submit(name, server)
+
+    def make(self, *, requeues: bool) -> None:
         self.place = Path(tempfile.mkdtemp())
         self.scheduler = Scheduler(requeues=requeues)
         for name, state in (("one", "one"), ("two", "two"), ("beside", "one")):
@@ -78,6 +84,20 @@ class Interleavings(RuleBasedStateMachine):
     def down(self, name: str, server: str) -> None:
         with contextlib.suppress(WorkflowComposerError):
             Cancelling(self.fleet(name), server, self.slurms[name])
+
+    @rule(number=NUMBERS)
+    def down_of_a_job(self, number: int) -> None:
+        """Its own fleet's command, which mostly is for a server that there is."""
+        if job := self.pick(number):
+            assert job.mark is not None
+            self.down(self.name_of(job), job.mark.server)
+
+    @rule(number=NUMBERS)
+    def monitor_of_a_job(self, number: int) -> None:
+        """A round for a server that there is."""
+        if job := self.pick(number):
+            assert job.mark is not None
+            self.monitor(self.name_of(job), job.mark.server)
 
     @rule(name=FLEETS, server=SERVERS)
     def monitor(self, name: str, server: str) -> None:
@@ -144,6 +164,23 @@ class Interleavings(RuleBasedStateMachine):
             assert job.process is not None
             job.process._supervisor.was_ready = True
             self.publish(job, "ready")
+
+    @rule(number=NUMBERS)
+    def serve(self, number: int) -> None:
+        """A job starts and soon is ready, as nearly all do: most of the promises are about servers that serve."""
+        waiting = self.pick(number, state="PENDING")
+        if waiting is None:
+            self.become_ready(number)
+            return
+        self.start([job for job in self.scheduler.live() if job.state == "PENDING"].index(waiting))
+        running = [job for job in self.scheduler.live() if job.state == "RUNNING"]
+        if waiting in running:
+            self.become_ready(running.index(waiting))
+
+    @rule(number=NUMBERS)
+    def serve_soon(self, number: int) -> None:
+        """As before: twice as likely as the faults."""
+        self.serve(number)
 
     @rule(number=NUMBERS)
     def near_the_end(self, number: int) -> None:
@@ -294,7 +331,7 @@ TestInterleavings.settings = settings(
 def machine():
     """A machine that a test moves by hand."""
     made = Interleavings()
-    made.begin(requeues=True)
+    made.make(requeues=True)
     yield made
     made.teardown()
 

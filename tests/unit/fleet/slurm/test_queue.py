@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
+from workflow_composer.backends.replicas.registry import Entry
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import load_fleet
 from workflow_composer.fleet.slurm.commands import Slurm, SlurmJob, for_slurm
 from workflow_composer.fleet.slurm.queue import foreign_words, queue_of, refuse_elsewhere
 from workflow_composer.fleet.slurm.sbatch import JobMark, exported
-from workflow_composer.fleet.slurm.submit import command_for, jobs_after
+from workflow_composer.fleet.slurm.submit import command_for, jobs_after, submit
 from workflow_composer.fleet.state import ServerState
 
 
@@ -21,9 +23,17 @@ class Told:
     def __init__(self, *jobs, cluster="here"):
         self.found = list(jobs)
         self.cluster = cluster
+        self.submitted = []
 
     def jobs(self, servers=None):
         return self.found
+
+    def job(self, job_id):
+        return None
+
+    def submit(self, command):
+        self.submitted.append(command)
+        return "17"
 
 
 def job(number, comment=None, **fields):
@@ -135,6 +145,24 @@ def test_a_job_must_have_the_time_to_start(fleet, slurm, refused):
             command_for(made, "coder")
     else:
         assert command_for(made, "coder")[0] == "sbatch"
+
+
+@pytest.mark.parametrize(("state", "refused"), [("ready", True), ("starting", True), ("draining", False)])
+def test_a_second_model_under_a_role_is_refused_before_it_is_submitted(fleet, state, refused):
+    """A server of another fleet in the same registry serves the role; clients would take both for one model."""
+    entry = Entry(
+        server="coder", role="coder", host="127.0.0.1", port=9000, model="org/other", state=state, job_id="7",
+        started=time.time(), updated=0.0, fleet="another", cluster="here", fleet_file="/other/fleet.yaml",
+    )  # fmt: skip
+    fleet.registry.publish(entry)
+    slurm = Told()
+    if refused:
+        with pytest.raises(FleetError, match=r"already serves org/other by coder at .*/other/fleet\.yaml"):
+            submit(fleet, "coder", slurm)
+        assert slurm.submitted == []
+    else:
+        submit(fleet, "coder", slurm)
+        assert len(slurm.submitted) == 1
 
 
 def test_a_job_whose_gpu_is_taken_is_requeued_on_another_node(tmp_path):

@@ -49,6 +49,9 @@ class MemoryKeeper:
     def refused(self, question):
         return None
 
+    def progress(self, question):
+        return None
+
     def keep(self, question, answer):
         self.answers.append((question, answer))
 
