@@ -44,9 +44,10 @@ class Request:
 class Reply:
     """What to answer. Times in seconds.
 
-    ``delay`` passes before the status line; ``hang`` lets it never come. With ``events`` the answer is a stream: ``first``
-    passes before the first event and ``gap`` before each other one. ``die_after``: the connection is cut after so many
-    events, or in the middle of the body; ``hang_after``: so many events are followed by nothing.
+    ``delay`` passes before the status line, which waits ``until`` a test has set an event; ``hang`` lets it never come. With
+    ``events`` the answer is a stream: ``first`` passes before the first event and ``gap`` before each other one.
+    ``die_after``: the connection is cut after so many events, or in the middle of the body; ``hang_after``: so many events
+    are followed by nothing.
     """
 
     status: int = 200
@@ -54,6 +55,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     hang: bool = False
+    until: threading.Event | None = None
     events: tuple[bytes, ...] | None = None
     first: float = 0.0
     gap: float = 0.0
@@ -262,6 +264,9 @@ class StubServer:
         """Write a reply; return whether the connection lives on."""
         if not await self._pause(float("inf") if reply.hang else reply.delay, reader):
             return False
+        while reply.until is not None and not reply.until.is_set():
+            if not await self._pause(0.02, reader):
+                return False
         if reply.events is not None:
             return await self._stream(reply, reader, writer)
         head = {"Content-Type": "application/json", "Content-Length": str(len(reply.body)), **reply.headers}

@@ -144,7 +144,7 @@ def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str,
     """
     environ = os.environ if environ is None else environ
     place = Path(path).expanduser() if path is not None else next(p for p in search_path(environ) if p.is_file())
-    found = path is None and place == WORKING and not place.samefile(shipped())
+    found = path is None and place in WORKING and not place.samefile(shipped())
     settings = read_settings(place, environ, found=found)
     registry = ServerRegistry(registry_directory(environ, settings.registry), key=SigningKey.read(environ))
     states = StateStore(state_directory(environ, settings.state))

@@ -43,8 +43,7 @@ def report_failure(report: Report, request_id: str, error: BaseException, status
 class App:
     """Dispatches exchanges to a table of handlers. ``gate`` raises if a request's headers suffice to refuse it.
 
-    The path of a route that ends with a slash is the start of paths; all such starts have the same length. ``longest`` is
-    the most bytes of a body, unpacked.
+    The path of a route that ends with a slash is the start of paths. ``longest`` is the most bytes of a body, unpacked.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class App:
         self._longest = longest
         self._routes = {place: handler for place, handler in routes.items() if not place[1].endswith("/")}
         self._below = {place: handler for place, handler in routes.items() if place[1].endswith("/")}
-        self._reach = max((len(path) for _, path in self._below), default=0)
+        self._starts = sorted({path for _, path in self._below}, key=len, reverse=True)
         self._dialects = dialects
         self._usual = usual
         self._report = report
@@ -77,7 +76,7 @@ class App:
         """Return the response, also for errors. Raises only CancelledError."""
         exchange.request_id = new_request_id()
         method = "GET" if exchange.method == "HEAD" else exchange.method  # the sender leaves the body out
-        handler = self._routes.get((method, exchange.path)) or self._below.get((method, exchange.path[: self._reach]))
+        handler = self._routes.get((method, exchange.path)) or self._beneath(method, exchange.path)
         reply: Reply | None
         try:
             if self._pages.keyless or "origin" in exchange.headers:
@@ -92,6 +91,13 @@ class App:
         if self._access is not None:
             self._note(self._access, exchange, reply)
         return reply
+
+    def _start_of(self, path: str) -> str:
+        """Return the route that is the start of a path; empty if there is none."""
+        return next((start for start in self._starts if path.startswith(start)), "")
+
+    def _beneath(self, method: str, path: str) -> Handler | None:
+        return self._below.get((method, self._start_of(path)))
 
     def _note(self, access: Report, exchange: Exchange, reply: Reply | None) -> None:
         access(
@@ -111,8 +117,7 @@ class App:
         try:
             method = "GET" if exchange.method == "HEAD" else exchange.method
             exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
-            known = (method, exchange.path) in self._routes or (method, exchange.path[: self._reach]) in self._below
-            if not known:
+            if (method, exchange.path) not in self._routes and self._beneath(method, exchange.path) is None:
                 reply = self._other(exchange)
             elif self._gate is not None:
                 self._gate(exchange)
@@ -129,7 +134,7 @@ class App:
 
     def _other(self, exchange: Exchange) -> Reply:
         """Raise 404 for an unknown path, 405 with the allowed methods for a known one; answer OPTIONS."""
-        methods = self._paths.get(exchange.path) or self._paths.get(exchange.path[: self._reach])
+        methods = self._paths.get(exchange.path) or self._paths.get(self._start_of(exchange.path))
         if methods is None and exchange.path != "*":
             near = exchange.path.rstrip("/")
             hint = f"did you mean {near}?" if near in self._paths else "see /openapi.json"

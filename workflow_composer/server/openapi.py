@@ -6,6 +6,7 @@ import functools
 from importlib.metadata import version
 from typing import Any
 
+from workflow_composer.server.admin.runs import RUNS
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, message_form, response_form
 from workflow_composer.server.api.catalogue import FEEDBACK
@@ -99,6 +100,17 @@ def _paths() -> Schema:
             "get": _operation("Get one value of `model`", None, {"id": TEXT}, parameters=[_in_path("model")])
         },
         "/v1/usage": {"get": _operation("Get what the key has used, and what is left", None, _usage())},
+        RUNS: {
+            "get": _operation(
+                "List what runs of workflows are doing",
+                None,
+                {"object": {"const": "list"}, "data": {"type": "array"}},
+                parameters=[_query("limit", "How many: 1 to 100; those under way come first")],
+            )
+        },
+        f"{RUNS}/{{id}}": {
+            "get": _operation("Get one run of a workflow", None, {"id": TEXT, "state": TEXT}, parameters=[_in_path("id")])
+        },
         COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
         **{path: {"post": _passing(path)} for path in PATHS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},

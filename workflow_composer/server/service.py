@@ -27,6 +27,7 @@ from workflow_composer.plugins.host import plugin_host
 from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing
+from workflow_composer.server.admin.runs import RUNS, WorkflowRuns
 from workflow_composer.server.admin.strategy_switcher import (
     Local,
     Plugins,
@@ -64,6 +65,7 @@ from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.tracing import Tracing, collector
 from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import BACKLOG, announce, close, listen
+from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """API formats that model servers use too, so that their responses can be relayed unchanged."""
@@ -310,6 +312,7 @@ def app_of(
     log: ServiceLog,
 ) -> App:
     """Return the application with its table of handlers."""
+    board = RunBoard(settings.state_directory / "workflow-runs", runs_folder(environ))
     answering = CompletionHandler(
         parts.orchestrator,
         parts.accounts,
@@ -317,7 +320,7 @@ def app_of(
         debug=settings.debug,
         log=log if settings.debug else None,
         report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
-        flows=WorkflowAnswers(parts.orchestrator, parts.accounts, report),
+        flows=WorkflowAnswers(parts.orchestrator, parts.accounts, report, board),
     )
     chat = ChatDialect()
     dialects: dict[str, Dialect] = {
@@ -339,10 +342,11 @@ def app_of(
         parts.callers,
         lambda: available(parts.orchestrator.config, environ),
         environ,
+        board,
     )
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     passing = Passing(parts.orchestrator, parts.accounts, parts.admission)
-    for group in (catalogue, passing, parts.observing, admin, dashboard):
+    for group in (catalogue, passing, parts.observing, admin, dashboard, WorkflowRuns(board, parts.callers)):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing(settings.most_calls)
     keyless = parts.callers.keyless
@@ -352,7 +356,7 @@ def app_of(
         """Check a key before the body is read; the handler checks it again, and counts the request."""
         if exchange.path.startswith("/admin/"):
             parts.callers.operator(exchange)
-        elif exchange.path == "/v1/feedback":
+        elif exchange.path == "/v1/feedback" or exchange.path.startswith(RUNS):  # for operators, too
             parts.callers.of(exchange)
         elif (exchange.path.startswith("/v1/") or exchange.path in PATHS) and parts.accounts.keys is not None:
             parts.accounts.keys.identify(presented(exchange.headers))

@@ -13,12 +13,15 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int | None = None, private: bool = False, follow: bool = True) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, mode: int | None = None, private: bool = False, follow: bool = True, synced: bool = True
+) -> Iterator[BinaryIO]:
     """Yield a new file that replaces ``path`` if the block succeeds and is deleted if it fails.
 
-    File and folder are synced to disk. A symbolic link is kept and its target replaced; without ``follow`` the link itself
-    is replaced, which is required if others may have created the link. ``mode`` sets the permissions regardless of the
-    umask; None keeps those of the replaced file, or uses the default, which is 0600 for a ``private`` file. Raises OSError.
+    File and folder are synced to disk; if not ``synced``, the file may be empty after a power failure. A symbolic link is
+    kept and its target replaced; without ``follow`` the link itself is replaced, which is required if others may have
+    created the link. ``mode`` sets the permissions regardless of the umask; None keeps those of the replaced file, or uses
+    the default, which is 0600 for a ``private`` file. Raises OSError.
     """
     target = Path(os.path.realpath(path)) if follow else path
     if mode is None:
@@ -34,13 +37,15 @@ def replacing(path: Path, *, mode: int | None = None, private: bool = False, fol
                 os.fchmod(descriptor, mode)
             yield file
             file.flush()
-            os.fsync(descriptor)
+            if synced:
+                os.fsync(descriptor)
         beside.replace(target)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
-    sync_folder(target.parent)
+    if synced:
+        sync_folder(target.parent)
 
 
 def replace_file(path: Path, content: str | bytes, *, mode: int | None = None, follow: bool = True) -> None:

@@ -34,6 +34,7 @@ from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeepe
 from workflow_composer.workflows.keeping.rows import RowSource, RunRow, RunTable
 from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
 from workflow_composer.workflows.keeping.written import WrittenTables
+from workflow_composer.workflows.live_runs import LiveRun, RunBoard, new_run_id
 from workflow_composer.workflows.programs.digests import WorkflowSources
 from workflow_composer.workflows.running.over_rows import run_over_rows
 from workflow_composer.workflows.running.prompt_room import room_in
@@ -176,6 +177,7 @@ class WorkflowRun:
     """A run of a workflow over a table. Use as a context manager: it holds the journal's lock. Raises `InputError`.
 
     ``output`` is the table to write (None: none), ``journal`` the file of answers; None: the one beside ``output``.
+    ``board`` shows the run to others while it goes on; ``live`` is what it shows.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class WorkflowRun:
         *,
         journal: Path | None = None,
         now: Callable[[], float] = time.time,
+        board: RunBoard | None = None,
     ) -> None:
         self.options = options = options or RunOptions()
         options.check(workflow)
@@ -219,6 +222,11 @@ class WorkflowRun:
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
         self._rooms: dict[int, tuple[Step, int | None]] = {}
         self._began = time.monotonic()
+        self.live: LiveRun | None = None
+        self._board = board
+        if board is not None:
+            shown = "" if output is None else output.name
+            self.live = LiveRun(new_run_id(), self.workflow, models.config, rows=len(self.source), output=shown)
         self.world = World(
             ask=Asker(models.agenerate, self.gate, self.stopped),
             question=self._question,
@@ -283,6 +291,14 @@ class WorkflowRun:
         self, *, cancel: asyncio.Event | None = None, progress: Callable[[Tally], None] = lambda tally: None
     ) -> RunReport:
         """Run to the end, to the budget, or until ``cancel`` is set; write the tables; return the report."""
+        if self._board is not None and self.live is not None:
+            async with self._board.showing(self.live) as live:
+                report = await self._run(cancel, progress)
+                live.end(report.state)
+            return report
+        return await self._run(cancel, progress)
+
+    async def _run(self, cancel: asyncio.Event | None, progress: Callable[[Tally], None]) -> RunReport:
         kill = asyncio.Event()
         watchers = [asyncio.create_task(self._watch(cancel, kill))] if cancel is not None else []
         if self.workflow.run_deadline is not None:
@@ -350,11 +366,15 @@ class WorkflowRun:
         """Compute every row as far as it goes now."""
         self._spool.run_results = dict(self._run_results)
         pace = RowPace(self.gate, self.account)
-        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results)), pace)
         first = not self.counts
+        if self.live is not None:
+            self.live.pass_begins(self.counts, this.counts)
+        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results), watch=self.live), pace)
         tally = self.tally if first else Tally(len(self.source))
         await run_jobs(self._jobs(), work, work, tally=tally, limiter=pace, progress=progress, stop=kill)
         self._merge(this.counts)
+        if self.live is not None:
+            self.live.asks(self.counts)
 
     def _jobs(self) -> Iterator[RunRow]:
         for row in self.source:
@@ -376,8 +396,18 @@ class WorkflowRun:
         whole = replace(rules(-1), left_out=lambda path: "") if self.options.only is None else rules(-1)
         keeper = self._keeper("", whole, counts)
         world = replace(self.world, keeper=keeper, run_results=dict(self._run_results))
-        result = await run_over_rows(step, self.outcomes(), world)
+        result = None
+        if self.live is not None:
+            self.live.asks(self.counts, counts)
+            self.live.begun(step.name)
+        try:
+            result = await run_over_rows(step, self.outcomes(), world)
+        finally:
+            if self.live is not None:
+                self.live.ended(step.name, result)
         self._merge(counts)
+        if self.live is not None:
+            self.live.asks(self.counts)
         return result
 
     async def outcomes(self) -> AsyncIterator[RowOutcome]:
@@ -475,6 +505,8 @@ class _RowWork:
     def append(self, record: RowDone) -> None:
         """Keep an outcome."""
         self._run._spool.put(record)
+        if self._run.live is not None:
+            self._run.live.row(record.outcome.state)
         if self._pace is not None:
             self._pace.learn(record.cost)
 

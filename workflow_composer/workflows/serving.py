@@ -24,7 +24,7 @@ from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.rows import RunRow
 from workflow_composer.workflows.running.results import FailureKind, RowOutcome
 from workflow_composer.workflows.running.row import run_row
-from workflow_composer.workflows.running.world import StopSign, World
+from workflow_composer.workflows.running.world import StepWatch, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
@@ -236,6 +236,7 @@ async def answered(
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]],
     gate: CallGate,
     limits: MessageLimits,
+    watch: StepWatch | None = None,
 ) -> RowOutcome:
     """Run a workflow for one message; ``gate`` bounds the calls at a time of all that share it. Failures are outcomes."""
     flow = served.workflow
@@ -257,6 +258,7 @@ async def answered(
         folder=flow.folder,
         stopped=stopped,
         calls_left=limits.calls_left,
+        watch=watch,
     )
     inputs = {**dict.fromkeys(flow.inputs), served.takes: message}
     return await run_row(flow, RunRow(0, "the message", _ROW, inputs), world)

@@ -59,13 +59,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Said:
-    """A reply: a text, a value to be written as JSON, or an error. ``delay`` in seconds; ``tokens`` are the answer's."""
+    """A reply: a text, a value to be written as JSON, or an error. ``delay`` in seconds; ``tokens`` are the answer's; it
+    waits ``until`` the test has set an event.
+    """
 
     text: Any = ""
     finish: str = "stop"
     tokens: int | None = None
     delay: float = 0.0
     hang: bool = False
+    until: threading.Event | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     model: str | None = None
@@ -213,7 +216,9 @@ class Model:
         usage = {"prompt_tokens": len(call.text) // 4 + 1, "completion_tokens": made * call.draws}
         usage["total_tokens"] = sum(usage.values())
         if call.body.get("stream"):
-            return Reply.stream(*([text[:3], text[3:]] if len(text) > 3 else [text]), finish=said.finish, delay=delay)
+            return Reply.stream(
+                *([text[:3], text[3:]] if len(text) > 3 else [text]), finish=said.finish, delay=delay, until=said.until
+            )
         message = {"role": "assistant", "content": text}
         choices = [
             {"index": index, "message": message, "finish_reason": said.finish, "logprobs": None}
@@ -221,7 +226,7 @@ class Model:
         ]
         model = said.model or self.served
         body = {"id": "c", "object": "chat.completion", "model": model, "choices": choices, "usage": usage}
-        return Reply.of(body, headers=said.headers, delay=delay)
+        return Reply.of(body, headers=said.headers, delay=delay, until=said.until)
 
 
 def _text(content: Any) -> str:

@@ -186,13 +186,14 @@ def test_the_working_directorys_file_comes_before_the_users_and_that_before_the_
     monkeypatch.chdir(tmp_path)
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "home")}
     found = []
-    for place in reversed(search_path(environ)[:2]):
+    for place in reversed(search_path(environ)[:3]):
         found.append(load_fleet(None, environ).path)
-        place.parent.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("roles: {x: {model: m, port: 1}}\n")
     found.append(load_fleet(None, environ).path)
 
-    assert found == [shipped(), tmp_path / "home/workflow-composer/fleet.yaml", tmp_path / "config/fleet.yaml"]
+    own = [tmp_path / place for place in ("home/workflow-composer/fleet.yaml", "fleet.yaml", "config/fleet.yaml")]
+    assert found == [shipped(), *own]
 
 
 def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):

@@ -21,6 +21,7 @@ from workflow_composer.errors import InputError, RunBudgetReached
 from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
 from workflow_composer.workflows.keeping.journal import journal_beside
+from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 from workflow_composer.workflows.opening import loaded
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
 
@@ -71,12 +72,13 @@ class RunSession:
         given = {name: options[name] for name in ("concurrency", "run_budget", "row_budget", "start", "only", "redo")}
         chosen = None if wanted is None else numbers_of(wanted, table.count())
         run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), **given)
-        with WorkflowRun(workflow, table, self._target, orchestrator, run_options) as run:
+        board = RunBoard(runs_folder(state.environ))
+        with WorkflowRun(workflow, table, self._target, orchestrator, run_options, board=board) as run:
             self._tell_before(run)
             self._tell_changes(run)
             code, report = self._done(run, orchestrator)
         if state.json:
-            print_json(report.data)
+            print_json(report.data | ({} if run.live is None else {"run": run.live.id}))
         self._tell(run, report)
         return code or code_of(report)
 

@@ -11,6 +11,12 @@ const make = (name, attributes = {}, ...children) => {
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 };
+const svg = (name, attributes, text) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
 const fill = (id, ...children) => $(id).replaceChildren(...children.filter((child) => child !== null));
 const quiet = (text) => make("p", { class: "quiet" }, text);
 
@@ -91,12 +97,6 @@ function chart(all) {
   const length = PERIODS[chosen], slots = all.course[chosen].length, width = length / slots, end = all.until, start = end - length;
   const good = all.course[chosen].map(([answered]) => answered), bad = all.course[chosen].map(([, failed]) => failed);
   const most = Math.max(1, ...good.map((n, i) => n + bad[i]));
-  const svg = (name, attributes, text) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
   const W = 1000, H = 140, picture = svg("svg", { viewBox: `0 0 ${W} 170`, preserveAspectRatio: "none", role: "img" });
   picture.append(svg("title", {}, `${count(good.concat(bad).reduce((a, b) => a + b, 0))} requests in the last ${chosen}`));
   picture.append(svg("line", { x1: 0, x2: W, y1: H + 8, y2: H + 8 }), svg("line", { x1: 0, x2: W, y1: 8, y2: 8 }));
@@ -203,6 +203,105 @@ function certificates(found) {
       make("div", {}, make("span", { class: c.alarm ? "ill" : "good" }, c.alarm ? `suspended: ${c.alarm}` : "active"), make("div", {}, c.statement))])));
 }
 
+// -------------------------------------------------------------------------------------------------------------- workflows
+// The drawing comes from the service, as `workflow graph` draws it; here each box gets its step's state.
+const drawings = new Map();
+const chosenRuns = new Map();
+const ENDS = ["done", "failed", "withheld", "waiting", "skipped", "not_run"];
+const cut = (text, most) => (text.length <= most ? text : text.slice(0, most - 1) + "…");
+
+function standing(step, rows) {
+  const bad = (step.states.failed || 0) + (step.states.withheld || 0);
+  const kind = bad ? "failed" : step.running ? "running" : ENDS.some((s) => step.states[s]) ? "done" : "";
+  const parts = ENDS.filter((s) => step.states[s]).map((s) => `${count(step.states[s])} ${s.replace("_", " ")}`);
+  if (step.running) parts.unshift(rows > 1 && !step.of_run ? `${count(step.running)} running` : "running");
+  const items = Object.entries(step.items).map(([s, n]) => `${count(n)} ${s.replace("_", " ")}`);
+  return { kind, told: parts.join(", ") || "not begun", items: items.length ? `items: ${items.join(", ")}` : "" };
+}
+
+function graph(run, drawing) {
+  const states = new Map(run.steps.map((step) => [step.name, step]));
+  const [w, h] = drawing.box;
+  const picture = svg("svg", { class: "flow", viewBox: `0 0 ${drawing.wide} ${drawing.high}`, width: drawing.wide, height: drawing.high, role: "img" });
+  picture.append(svg("title", {}, `the steps of ${run.workflow}`));
+  for (const path of drawing.arrows) {
+    picture.append(svg("path", { class: "arrow", d: path }));
+    const [x, y] = path.split(" ").pop().split(",").map(Number);
+    picture.append(svg("path", { class: "head", d: `M${x - 7},${y - 4} L${x},${y} L${x - 7},${y + 4} z` }));
+  }
+  for (const box of drawing.boxes) {
+    const step = states.get(box.name), now = step && standing(step, run.rows.total);
+    const kinds = ["box", box.input && "input", box.private && "private", box.of_run && "of_run", now && now.kind].filter(Boolean);
+    const group = svg("g", { "data-step": box.name });
+    group.append(svg("title", {}, `${box.name}: ${box.told}${box.private ? " (private)" : ""}${now ? "; " + now.told : ""}`));
+    group.append(svg("rect", { class: kinds.join(" "), x: box.x, y: box.y, width: w, height: h, rx: 6 }));
+    group.append(svg("text", { class: "name", x: box.x + 10, y: box.y + 22 }, cut(box.name, 22)));
+    group.append(svg("text", { class: "told", x: box.x + 10, y: box.y + 39 }, cut(box.told, 32)));
+    if (step) {
+      const whole = box.of_run ? 1 : run.rows.total || 1, shares = [...ENDS.map((s) => [s, step.states[s]]), ["running", step.running]];
+      let x = box.x + 10;
+      for (const [state, n] of shares.filter(([, n]) => n)) {
+        const width = Math.max(2, Math.min(((w - 20) * n) / whole, box.x + w - 10 - x));
+        group.append(svg("rect", { class: `bar ${state === "withheld" ? "failed" : state}`, x, y: box.y + h - 8, width, height: 4 }));
+        x += width;
+      }
+      group.append(svg("text", { x: box.x + 10, y: box.y + h + 14 }, cut(now.told, 34)));
+    }
+    picture.append(group);
+  }
+  return picture;
+}
+
+async function drawingOf(run) {
+  drawings.set(run.id, null); // asked for
+  const key = sessionStorage.getItem("key");
+  try {
+    const answer = await fetch(`/v1/workflows/runs/${run.id}`, { headers: key ? { authorization: "Bearer " + key } : {}, cache: "no-store" });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    drawings.set(run.id, (await answer.json()).graph);
+    runs(lastRuns);
+  } catch (error) {
+    drawings.delete(run.id); // the next refresh asks again
+  }
+}
+
+const RUN_KINDS = { running: "ok", done: "ok", failed: "bad", lost: "bad", cancelled: "warn", partial: "warn", waiting: "warn" };
+let lastRuns = [];
+function runs(found) {
+  lastRuns = found || [];
+  $("flows").hidden = !lastRuns.length;
+  if ($("flows").hidden) return;
+  const places = new Map([...document.querySelectorAll("#runs .run")].filter((node) => node.querySelector(".scroll svg")).map((node) => [node.dataset.id, node.querySelector(".scroll").scrollLeft]));
+  const shown = lastRuns.map((run, at) => {
+    const ended = run.ended || run.updated, total = run.rows.total, over = Object.entries(run.rows).reduce((sum, [name, n]) => sum + (name === "total" ? 0 : n), 0);
+    const node = make("details", { class: "run", "data-id": run.id },
+      make("summary", {}, make("span", { class: `pill ${RUN_KINDS[run.state] || "warn"}` }, run.state), make("b", {}, run.workflow),
+        make("span", { class: "quiet" }, run.source === "service" ? "a request" : `${run.output} on ${run.host}`),
+        make("span", {}, run.source === "service" ? "" : `${count(over)} of ${count(total)} rows`), make("span", {}, `${count(run.calls)} calls, ${dollars(run.cost)}`),
+        make("span", { class: "quiet" }, `${new Date(run.began * 1000).toLocaleTimeString()}, ${Math.max(0, ended - run.began).toFixed(0)} s`)));
+    const open = chosenRuns.has(run.id) ? chosenRuns.get(run.id) : at === 0;
+    if (open) {
+      node.setAttribute("open", "");
+      const drawing = drawings.get(run.id);
+      if (drawing) node.append(make("div", { class: "scroll" }, graph(run, drawing)));
+      else if (drawing === undefined) drawingOf(run);
+      node.append(table([["step", "name"], ["state", "why"], ["calls", "number"], ["cost", "number"]], run.steps.map((step) => {
+        const now = standing(step, total), failures = Object.entries(step.failures).map(([kind, n]) => `${kind} (${count(n)})`).join(", ");
+        const told = make("div", {}, make("span", { class: { failed: "ill", done: "good" }[now.kind] || "" }, now.told));
+        for (const more of [failures && "failed: " + failures, now.items, step.kept && `${count(step.kept)} kept or shared`, step.answer && `an answer of ${count(step.answer.length)} characters`]) if (more) told.append(make("div", {}, more));
+        return [step.name + (step.private ? " (private)" : ""), told, count(step.calls), dollars(step.cost)];
+      })));
+    }
+    node.querySelector("summary").addEventListener("click", (event) => { event.preventDefault(); chosenRuns.set(run.id, !open); runs(lastRuns); });
+    return node;
+  });
+  fill("runs", ...shown);
+  for (const node of document.querySelectorAll("#runs .run .scroll:has(svg)")) {
+    const identity = node.parentNode.dataset.id, at = node.querySelector(".bar.running");
+    node.scrollLeft = places.get(identity) ?? (at ? at.getAttribute("x") - 40 : 0); // where it was, else where something happens
+  }
+}
+
 // ----------------------------------------------------------------------------------------------------------------- switch
 const admin = async (method, path, body) => {
   const token = $("token").value || sessionStorage.getItem("token") || "";
@@ -253,6 +352,7 @@ function show(data) {
   $("state").textContent = text; $("state").className = "pill " + kind;
   document.body.classList.toggle("own", Boolean(data.account));
   usage(data.usage);
+  runs(data.flows);
   if (data.account) { own(data.account); $("live").hidden = $("switching").hidden = true; return; }
   const all = data.figures;
   all.live = data.live;

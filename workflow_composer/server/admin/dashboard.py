@@ -22,6 +22,7 @@ from workflow_composer.server.auth.account import Account
 from workflow_composer.server.auth.callers import Callers
 from workflow_composer.server.auth.keys import Key
 from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.workflows.live_runs import RunBoard
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
@@ -30,6 +31,7 @@ _HEADERS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff")
 
 _DAYS = 30
 _MOST_ROWS = 50
+_MOST_RUNS = 20
 
 
 class Dashboard:
@@ -45,6 +47,7 @@ class Dashboard:
         callers: Callers,
         profiles: Callable[[], list[str]],
         environ: Mapping[str, str],
+        board: RunBoard,
     ) -> None:
         self._orchestrator = orchestrator
         self._accounts = accounts
@@ -54,6 +57,7 @@ class Dashboard:
         self._callers = callers
         self._profiles = profiles
         self._reservations = Reservations(environ)
+        self._board = board
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         """Return the handlers by method and path."""
@@ -68,8 +72,9 @@ class Dashboard:
         """Return the page's data. Raises `HttpFailure` if the caller is not authorized."""
         caller = self._callers.of(exchange)
         found = await self._observing.status()
+        flows = {"flows": await asyncio.to_thread(self._board.runs, _MOST_RUNS, caller.owns)}
         if caller.key is not None and not caller.operator:
-            own = self._own(caller.key, found) | {"usage": await self._usage(caller.key)}
+            own = self._own(caller.key, found) | {"usage": await self._usage(caller.key)} | flows
             return Reply(200, encode(own), headers=_HEADERS)
         switchable = self._callers.switching
         shown = await self._figures()
@@ -87,7 +92,7 @@ class Dashboard:
             "usage": await self._usage(None),
             "reservation": await self._reserved(shown["since"], shown["until"]),
         }
-        return Reply(200, encode(body), headers=_HEADERS)
+        return Reply(200, encode(body | flows), headers=_HEADERS)
 
     async def _figures(self) -> dict[str, Any]:
         """Return the figures of all workers; the last decisions say whose key asked."""

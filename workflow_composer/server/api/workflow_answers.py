@@ -50,11 +50,13 @@ from workflow_composer.types import (
     Sample,
     Usage,
 )
+from workflow_composer.workflows.live_runs import LiveRun, RunBoard
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.workflows.keeping.gate import CallGate
     from workflow_composer.workflows.running.results import RowOutcome
+    from workflow_composer.workflows.running.world import StepWatch
     from workflow_composer.workflows.serving import ServedWorkflow
 
 STEPS = PREFIX + "steps"
@@ -79,12 +81,18 @@ _asking: ContextVar[bool] = ContextVar("asking", default=False)
 
 
 class WorkflowAnswers:
-    """The handler of requests whose model is a workflow. ``report`` gets the error of a stream that has begun."""
+    """The handler of requests whose model is a workflow. ``report`` gets the error of a stream that has begun; ``board``
+    shows who may see it what a request's steps are doing.
+    """
 
     def __init__(
-        self, orchestrator: ModelOrchestrator, accounts: Accounts, report: Callable[[str, BaseException], None]
+        self,
+        orchestrator: ModelOrchestrator,
+        accounts: Accounts,
+        report: Callable[[str, BaseException], None],
+        board: RunBoard,
     ) -> None:
-        self._orchestrator, self._accounts, self._report = orchestrator, accounts, report
+        self._orchestrator, self._accounts, self._report, self._board = orchestrator, accounts, report, board
         self._gate: CallGate | None = None
 
     async def __call__(self, dialect: Dialect, exchange: Exchange, visit: Visit, asked: Asked) -> Reply | None:
@@ -99,7 +107,7 @@ class WorkflowAnswers:
         answer = _FlowAnswer(self._orchestrator, self._accounts, dialect, exchange, visit, asked, served)
         answer.said = [(WARNING, in_a_header(warning)) for warning in warnings]
         try:
-            text = await answer.run(message, self._shared_gate())
+            text = await self._shown(answer, message, exchange.request_id)
         except Exception as error:
             if not exchange.opened:
                 raise
@@ -108,6 +116,17 @@ class WorkflowAnswers:
             exchange.close_stream()
             return None
         return await answer.told(text)
+
+    async def _shown(self, answer: _FlowAnswer, message: str, identity: str) -> str:
+        """Run the workflow where others see its steps; return its text. Raises `HttpFailure` if the row has failed."""
+        live = LiveRun(identity, answer.served.workflow, self._orchestrator.config)
+        async with self._board.showing(live):
+            try:
+                return await answer.run(message, self._shared_gate(), live)
+            finally:
+                if answer.outcome is not None:
+                    live.row(answer.outcome.state)
+                    live.end(answer.outcome.state)
 
     def _named(self, name: str, visit: Visit) -> ServedWorkflow:
         """Return the workflow that a request names, if its key may use it."""
@@ -150,7 +169,7 @@ class _FlowAnswer:
 
         self._orchestrator, self._accounts = orchestrator, accounts
         self._dialect, self._exchange, self._visit, self._asked = dialect, exchange, visit, asked
-        self._served = served
+        self.served = served
         key = visit.key
         own = None if key is None else key.most_calls
         self._allowance = CallAllowance(accounts.most_calls if own is None else own)
@@ -164,7 +183,7 @@ class _FlowAnswer:
         self._refusal: HttpFailure | None = None
         self._beyond = False
         self._began = time.perf_counter()
-        self._outcome: RowOutcome | None = None
+        self.outcome: RowOutcome | None = None
         self.events = dialect.events(asked)
         self.said: list[tuple[str, str]] = []
 
@@ -173,7 +192,7 @@ class _FlowAnswer:
         """The model that the client asked for."""
         return str(self._asked.fields["model"])
 
-    async def run(self, message: str, gate: CallGate) -> str:
+    async def run(self, message: str, gate: CallGate, watch: StepWatch) -> str:
         """Run the workflow; return its text. Raises `HttpFailure` if the row has failed."""
         from workflow_composer.workflows.serving import MessageLimits, answered
 
@@ -181,13 +200,13 @@ class _FlowAnswer:
         limits = MessageLimits(
             dollars=fields.get("budget"), seconds=fields.get("timeout"), calls_left=lambda: self._allowance.left
         )
-        self._outcome = outcome = await answered(self._served, message, self._ask, gate, limits)
-        cut = self._exchange.opened and outcome.steps[self._served.live].state != "done"  # what was streamed has no end
+        self.outcome = outcome = await answered(self.served, message, self._ask, gate, limits, watch)
+        cut = self._exchange.opened and outcome.steps[self.served.live].state != "done"  # what was streamed has no end
         if cut or outcome.state not in ("done", "partial"):
             raise self._failure(outcome)
         if outcome.state == "partial":
             self.said.append((WARNING, in_a_header(without_places("; ".join(outcome.errors)))))
-        return self._served.text_of(outcome)
+        return self.served.text_of(outcome)
 
     def _failure(self, outcome: RowOutcome) -> HttpFailure:
         from workflow_composer.workflows.serving import worst_kind
@@ -211,7 +230,7 @@ class _FlowAnswer:
         within = _asking.set(True)
         try:
             with self._paid(request, given) as sent:
-                response = await (self._live(sent) if step == self._served.live else self._orchestrator.agenerate(sent))
+                response = await (self._live(sent) if step == self.served.live else self._orchestrator.agenerate(sent))
         except Exception as error:
             made = getattr(error, "attempts", ())
             self._attempts += made
@@ -322,8 +341,8 @@ class _FlowAnswer:
     def _steps(self) -> tuple[str, str]:
         from workflow_composer.workflows.serving import steps_told
 
-        assert self._outcome is not None  # it has run
-        return STEPS, steps_told(self._outcome)[:_LONGEST_STEPS]
+        assert self.outcome is not None  # it has run
+        return STEPS, steps_told(self.outcome)[:_LONGEST_STEPS]
 
     def _response(self, text: str) -> LLMResponse:
         """Return the answer as one response, with the calls of all steps."""

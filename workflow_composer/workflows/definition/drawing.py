@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.workflows.definition.model import (
     CommandBody,
@@ -116,20 +116,58 @@ def _quoted(text: str) -> str:
     return text.replace('"', "#quot;").replace("<", "&lt;").replace("&lt;br/>", "<br/>")
 
 
-def as_svg(workflow: Workflow, config: StrategyConfig | None = None) -> str:
-    """Return a picture without scripts and without anything to fetch."""
+@dataclass(frozen=True, slots=True)
+class FlowDrawing:
+    """Boxes with the places of their upper left corners, and arrows as SVG paths; lengths in pixels."""
+
+    wide: int
+    high: int
+    boxes: tuple[tuple[DrawnStep, int, int], ...]
+    arrows: tuple[str, ...]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The same as JSON data, for who draws it elsewhere."""
+        boxes = [
+            {
+                "name": box.name,
+                "told": box.told,
+                "private": box.private,
+                "of_run": box.of_run,
+                "input": not box.column,
+                "x": x,
+                "y": y,
+            }
+            for box, x, y in self.boxes
+        ]
+        size = {"wide": self.wide, "high": self.high, "box": [_WIDTH, _HEIGHT]}
+        return {**size, "boxes": boxes, "arrows": list(self.arrows)}
+
+
+def picture(workflow: Workflow, config: StrategyConfig | None = None) -> FlowDrawing:
+    """Return where the boxes and arrows of a workflow are."""
     boxes = drawn(workflow, config)
     places = _places(boxes)
-    wide = max((x for x, _ in places.values()), default=0) + _WIDTH + _GAP
-    high = max((y for _, y in places.values()), default=0) + _HEIGHT + _GAP
+    return FlowDrawing(
+        max((x for x, _ in places.values()), default=0) + _WIDTH + _GAP,
+        max((y for _, y in places.values()), default=0) + _HEIGHT + _GAP,
+        tuple((box, *places[box.name]) for box in boxes),
+        tuple(_arrow(places[one], places[box.name]) for box in boxes for one in box.reads if one in places),
+    )
+
+
+def as_svg(workflow: Workflow, config: StrategyConfig | None = None) -> str:
+    """Return a picture without scripts and without anything to fetch."""
+    found = picture(workflow, config)
+    wide, high = found.wide, found.high
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
         f'font-family="sans-serif" role="img"><title>{escape(workflow.name)}</title>',
         f'<defs><marker id="end" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0,0 L8,4 L0,8 z" fill="{_LINE}"/></marker></defs>',
     ]
-    parts += [_arrow(places[one], places[box.name]) for box in boxes for one in box.reads if one in places]
-    parts += [_box(box, *places[box.name]) for box in boxes]
+    parts += [f'<path d="{one}" fill="none" stroke="{_LINE}" marker-end="url(#end)"/>' for one in found.arrows]
+    parts += [_box(box, x, y) for box, x, y in found.boxes]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -147,9 +185,7 @@ def _arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
     x, y = start[0] + _WIDTH, start[1] + _HEIGHT // 2
     to_x, to_y = end[0], end[1] + _HEIGHT // 2
     bend = (x + to_x) // 2
-    return (
-        f'<path d="M{x},{y} C{bend},{y} {bend},{to_y} {to_x},{to_y}" fill="none" stroke="{_LINE}" marker-end="url(#end)"/>'
-    )
+    return f"M{x},{y} C{bend},{y} {bend},{to_y} {to_x},{to_y}"
 
 
 def _box(box: DrawnStep, x: int, y: int) -> str:

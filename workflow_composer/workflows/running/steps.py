@@ -63,8 +63,16 @@ def read_by(step: Step) -> frozenset[str]:
 
 async def run_step(step: Step, names: Scope, spot: Spot) -> StepResult:
     """Run one step, if its condition holds and what it needs is there."""
-    result = await _attempted(step, names, spot, spot.prefix + step.name)
-    return tolerated(step, result, spot)
+    watch = None if spot.prefix else spot.world.watch
+    if watch is None:
+        return tolerated(step, await _attempted(step, names, spot, spot.prefix + step.name), spot)
+    result = None
+    watch.begun(step.name)
+    try:
+        result = tolerated(step, await _attempted(step, names, spot, step.name), spot)
+    finally:
+        watch.ended(step.name, result)
+    return result
 
 
 async def _attempted(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
@@ -157,8 +165,12 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         if at in gone:
             return StepResult(state="skipped", reason=f"item {at + 1} of {loop.items.text} is missing")
         scope = names.inner({loop.item: items[at]})
-        return tolerated(step, await _item(step, loop, scope, spot, f"{place}[{at}]"), spot)
+        result = tolerated(step, await _item(step, loop, scope, spot, f"{place}[{at}]"), spot)
+        if watch is not None:
+            watch.item(step.name, result)
+        return result
 
+    watch = None if spot.prefix else spot.world.watch
     return together(await each(len(items), one))
 
 

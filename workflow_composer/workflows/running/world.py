@@ -69,6 +69,22 @@ class AskedQuestion(Protocol):
         ...
 
 
+class StepWatch(Protocol):
+    """Sees the steps of the workflow itself, not those within them, as they begin and end in each row."""
+
+    def begun(self, name: str) -> None:
+        """A step begins."""
+        ...
+
+    def ended(self, name: str, result: StepResult | None) -> None:
+        """A step that has begun has ended; None: from outside."""
+        ...
+
+    def item(self, name: str, result: StepResult) -> None:
+        """An item of a step's list has ended."""
+        ...
+
+
 class RowInputs(Protocol):
     """A row: its id, its inputs as JSON data, and what is wrong with them (without their values; empty: nothing)."""
 
@@ -110,7 +126,7 @@ class World:
     ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
-    ``calls_left`` how many calls all steps together may still make.
+    ``calls_left`` how many calls all steps together may still make. ``watch`` sees steps begin and end.
     """
 
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]]
@@ -126,3 +142,4 @@ class World:
     room: Callable[[Step], int | None] = no_room_known
     now: Callable[[], float] = time.time
     calls_left: Callable[[], float] = any_number
+    watch: StepWatch | None = None
