@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.clients import clients_python, serving
-from tests.integration.unmodified.standin import ModelServer, Script, plain, schema_of
+from tests.integration.unmodified.standin import TEXT, ModelServer, Script, plain, schema_of
 from tests.paths import ROOT
 
 PAGE = ROOT / "docs" / "clients.md"
@@ -74,8 +74,12 @@ class Client:
 
 
 CODEX = Client("Codex CLI", "codex", "@openai/codex")
+OPENCODE = Client("opencode", "opencode", "opencode-ai")
+CLAUDE = Client("Claude Code", "claude", "@anthropic-ai/claude-code")
+AIDER = Client("aider", "aider", "aider-chat")
+LLM = Client("llm", "main", "llm")
 
-CODING: tuple[Client, ...] = (CODEX,)
+CODING = (CODEX, OPENCODE, CLAUDE, AIDER, LLM)
 """Programs that edit files and run commands, and simonw's command."""
 
 LIBRARIES: tuple[Client, ...] = ()
@@ -168,9 +172,9 @@ class Stage:
         """A snippet with the address and the key."""
         return text.replace(ADDRESS, self.url).replace(KEY, self.key)
 
-    def follows(self, *turns: Any) -> None:
-        """Let the model do this, turn by turn."""
-        self.server.follows = Script(turns)
+    def follows(self, *turns: Any, otherwise: str = TEXT) -> None:
+        """Let the model do this, turn by turn; ``otherwise`` is what it says to requests without tools."""
+        self.server.follows = Script(turns, otherwise)
 
     def proven(self) -> set[str]:
         """What the stand-in saw of what a client can do: chats, streams, results of tools, forms of answers."""
@@ -183,10 +187,16 @@ class Stage:
         }
         return {name for name, holds in tests.items() if holds}
 
+    def answered(self) -> list[tuple[dict[str, Any], str]]:
+        """The arguments of each call and what its tool returned, in the conversation that got farthest."""
+        longest = max(self.server.seen.chats, key=lambda chat: len(chat["messages"]))["messages"]
+        calls = {call["id"]: call["function"] for message in longest for call in message.get("tool_calls") or ()}
+        tools = [message for message in longest if message["role"] == "tool"]
+        return [(json.loads(calls[one["tool_call_id"]]["arguments"]), plain(one)) for one in tools]
+
     def results(self) -> list[str]:
-        """What tools returned, of the conversation that got farthest."""
-        longest = max(self.server.seen.chats, key=lambda chat: len(chat["messages"]))
-        return [plain(message) for message in longest["messages"] if message["role"] == "tool"]
+        """What tools returned in that conversation."""
+        return [text for _, text in self.answered()]
 
 
 def profile(server: ModelServer) -> dict[str, Any]:

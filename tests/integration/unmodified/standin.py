@@ -56,15 +56,16 @@ class Said:
 class Script:
     """What the model does in a conversation about tools: at the n-th turn after ``task`` was set, the n-th of ``turns``.
 
-    Each turn is one `Call`, several at once, or a text. Requests that offer no tools (titles, summaries) get a text.
+    Each turn is one `Call`, several at once, or a text. Requests that offer no tools (titles, summaries) get ``otherwise``.
     """
 
     turns: Sequence[Call | Sequence[Call] | str] = ()
+    otherwise: str = TEXT
 
     def said(self, data: Mapping[str, Any]) -> Said:
         messages = data["messages"]
         if not data.get("tools"):
-            return Said(TEXT)
+            return Said(self.otherwise)
         at = sum(message["role"] == "assistant" and bool(message.get("tool_calls")) for message in messages)
         turn = self.turns[at] if at < len(self.turns) else "All done."
         if isinstance(turn, str):

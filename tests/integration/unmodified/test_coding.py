@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.integration.clients import VARIABLE, clients_python
-from tests.integration.unmodified.frame import CODEX, entered, staged
-from tests.integration.unmodified.standin import Call
+from tests.integration.unmodified.frame import AIDER, CLAUDE, CODEX, LLM, OPENCODE, entered, staged
+from tests.integration.unmodified.standin import TEXT, Call
 
 pytestmark = [
     pytest.mark.clients,
     pytest.mark.skipif(clients_python() is None, reason=f"{VARIABLE} names no Python with the clients"),
 ]
 
+OWN_HEADERS = ("session", "thread", "x-codex", "x-session", "x-claude", "x-stainless", "x-app", "originator", "anthropic")
 FILES = {"greeting.txt": "hello world\n", "other.txt": "untouched\n"}
 
 
@@ -29,6 +32,26 @@ def here(client):
     return client
 
 
+def edited_and_listed(stage, done):
+    """The edit is on the disk, and the model has seen what the command printed."""
+    assert done.code == 0, done.out[-2000:] + done.err[-3000:]
+    assert (done.folder / "greeting.txt").read_text() == "goodbye world\n"
+    assert (done.folder / "other.txt").read_text() == "untouched\n"
+    assert "The greeting says goodbye." in done.out
+    told_nothing(stage)
+    listed = stage.results()[-1]
+    assert "greeting.txt" in listed
+    assert "other.txt" in listed
+
+
+def told_nothing(stage):
+    """What a client says about itself has stayed here: its session, its folder, its account."""
+    for chat, headers in zip(stage.server.seen.chats, stage.server.seen.headers, strict=True):
+        assert not any(name.startswith(OWN_HEADERS) for name in headers), headers
+        assert not chat.keys() & {"client_metadata", "metadata", "user", "prompt_cache_key"}
+        assert "billing-header" not in json.dumps(chat["messages"])
+
+
 def test_codex_edits_a_file_and_runs_a_command(stage):
     patch = "*** Begin Patch\n*** Update File: greeting.txt\n@@\n-hello world\n+goodbye world\n*** End Patch"
     stage.follows(
@@ -37,11 +60,53 @@ def test_codex_edits_a_file_and_runs_a_command(stage):
         "The greeting says goodbye.",
     )
     done = stage.run(here(CODEX), files=FILES)
-    assert done.code == 0, done.err
-    assert (done.folder / "greeting.txt").read_text() == "goodbye world\n"
-    edited, listed = stage.results()
-    assert "greeting.txt" in edited
-    assert "goodbye world\n" in listed
-    assert "other.txt" in listed
-    assert done.out.strip() == "The greeting says goodbye."
-    entered(CODEX, "edits a file", "runs a command", *sorted(stage.proven() - {"chat"}))
+    edited_and_listed(stage, done)
+    assert "goodbye world\n" in stage.results()[-1]
+    entered(CODEX, "edits a file", "runs a command", *sorted(stage.proven()))
+
+
+def test_opencode_edits_a_file_and_runs_a_command(stage):
+    greeting = str(stage.folder / "work" / "greeting.txt")
+    stage.follows(
+        Call("read", {"filePath": greeting}),
+        Call("edit", {"filePath": greeting, "oldString": "hello", "newString": "goodbye"}),
+        Call("bash", {"command": "ls", "description": "Lists the folder"}),
+        "The greeting says goodbye.",
+    )
+    done = stage.run(here(OPENCODE), files=FILES)
+    edited_and_listed(stage, done)
+    entered(OPENCODE, "edits a file", "runs a command", *sorted(stage.proven()))
+
+
+def test_claude_code_edits_a_file_and_runs_a_command(stage):
+    """Two files are read at once, so that results of parallel calls come back, too."""
+    work = stage.folder / "work"
+    greeting = str(work / "greeting.txt")
+    stage.follows(
+        [Call("Read", {"file_path": greeting}), Call("Read", {"file_path": str(work / "other.txt")})],
+        Call("Edit", {"file_path": greeting, "old_string": "hello", "new_string": "goodbye"}),
+        Call("Bash", {"command": "ls", "description": "Lists the folder"}),
+        "The greeting says goodbye.",
+    )
+    done = stage.run(here(CLAUDE), files=FILES)
+    edited_and_listed(stage, done)
+    found = {call["file_path"]: text for call, text in stage.answered()[:2]}
+    assert "hello world" in found[greeting]
+    assert "untouched" in found[str(work / "other.txt")]
+    entered(CLAUDE, "edits a file", "runs a command", *sorted(stage.proven()))
+
+
+def test_aider_applies_a_diff(stage):
+    block = "greeting.txt\n```\n<<<<<<< SEARCH\nhello world\n=======\ngoodbye world\n>>>>>>> REPLACE\n```"
+    stage.follows(otherwise=f"I change the greeting.\n\n{block}\n")
+    done = stage.run(here(AIDER), files=FILES)
+    assert done.code == 0, done.err[-3000:]
+    assert (done.folder / "greeting.txt").read_text() == "goodbye world\n", done.out[-3000:]
+    entered(AIDER, "applies a diff", *sorted(stage.proven()))
+
+
+def test_llm_chats_streams_calls_a_tool_and_fills_a_form(stage):
+    done = stage.run(here(LLM))
+    assert done.code == 0, done.err[-3000:]
+    assert done.out.splitlines() == [TEXT, TEXT, "The tool says 14.", '{"pens": 7}'], done.out
+    entered(LLM, *sorted(stage.proven()))

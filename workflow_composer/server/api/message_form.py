@@ -101,6 +101,7 @@ _BLOCK = schemas.either(
     ),
     schemas.record({"type": schemas.constant(*_OTHERS)}, "type"),
 )
+BILLING = "x-anthropic-billing-header:"
 _MESSAGE = {
     "role": schemas.constant("user", "assistant", "system"),
     "content": schemas.either(schemas.TEXT, schemas.listed(_BLOCK, least=1)),
@@ -121,12 +122,19 @@ _OWN_TOOL = schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("cu
 def _system(name: str, found: Any) -> tuple[list[dict[str, Any]], Notes]:
     notes: Notes = {}
     if isinstance(found, str):
-        return [{"role": "system", "content": found}], notes
-    if not isinstance(found, list) or not all(_is_text(one) for one in found):
+        texts = [found]
+    elif isinstance(found, list) and all(_is_text(one) for one in found):
+        for number, block in enumerate(found):
+            _known(block, ("type", *_BLOCKS["text"]), f"{name}[{number}]", notes)
+        texts = [one["text"] for one in found]
+    else:
         raise wrong(name, "must be a string or a list of text blocks")
-    for number, block in enumerate(found):
-        _known(block, ("type", *_BLOCKS["text"]), f"{name}[{number}]", notes)
-    return ([{"role": "system", "content": "\n\n".join(one["text"] for one in found)}] if found else []), notes
+    if texts and texts[0].startswith(BILLING):
+        # Claude Code's account of itself: its hash changes with each request, so no prompt would begin like one in a cache
+        texts[0] = texts[0].partition("\n")[2].lstrip("\n")
+        texts = texts if texts[0] else texts[1:]
+        notes[f"{BILLING} in the system prompt is not passed to the model"] = None
+    return ([{"role": "system", "content": "\n\n".join(texts)}] if texts else []), notes
 
 
 def _is_text(block: Any) -> bool:

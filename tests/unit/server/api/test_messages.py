@@ -128,6 +128,22 @@ def test_what_is_left_out_is_warned_of(body, word):
     assert warning.startswith(word)
 
 
+@pytest.mark.parametrize(
+    "text", ["x-anthropic-billing-header: cc_version=2; cch=0a1b2;", "x-anthropic-billing-header: c\n\nBe brief."]
+)
+def test_what_claude_code_tells_about_itself_in_front_of_its_prompt_is_not_passed_on(text):
+    """Its hash changes with every request, so a server's cache would know no prompt's beginning again."""
+    blocks = [{"type": "text", "text": text}, {"type": "text", "text": "Be right. x-anthropic-billing-header: kept"}]
+    for system in (blocks, "\n\n".join(block["text"] for block in blocks)):
+        found = read(MESSAGES, {**HI, "system": system})
+        first, *_ = found.request.messages
+        brief = ["Be brief."] if "brief" in text else []
+        assert first == {"role": "system", "content": "\n\n".join([*brief, blocks[1]["text"]])}
+        (warning,) = found.warnings
+        assert warning.startswith("x-anthropic-billing-header")
+    assert read(MESSAGES, {**HI, "system": "x-anthropic-billing-header: c"}).request.messages == tuple(HI["messages"])
+
+
 def test_a_warning_is_given_once():
     blocks = [{"type": "text", "text": "a", "cache_control": CACHED}] * 3
     assert len(read(MESSAGES, saying(*blocks)).warnings) == 1
