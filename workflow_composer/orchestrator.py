@@ -7,8 +7,7 @@ It composes the parts and makes no decisions itself. The flow of a request::
     outcome = active.executor.run(plan)  fallback, escalation, retries, deadlines
     metric  = one line                   the decision, the calls and the cost; then plugins are notified
 
-A strategy switch builds a complete new snapshot, publishes it with one assignment, and retires the old one, which closes
-after its last request. No request sees a mix of both.
+A strategy switch publishes a complete new snapshot with one assignment; the old one closes after its last request.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from workflow_composer.backends.base import Passed
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.execution.call import Outcome, Trace
+from workflow_composer.execution.readers import DataReader, may_read
 from workflow_composer.execution.streaming import StreamRun
-from workflow_composer.metrics.sink import MetricsSink, default_sink
+from workflow_composer.metrics.sink import MetricsSink, default_sink, gathered
 from workflow_composer.plan import Plan
 from workflow_composer.plugins.host import PluginHost, PluginRegistry, plugin_host
 from workflow_composer.plugins.sources import PluginSource
@@ -120,8 +120,7 @@ class ModelOrchestrator(ActiveStrategy):
         self._begin(self._build(config, self.plugins.registry))
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
-        return f"<ModelOrchestrator: strategy {self.strategy}, models {', '.join(self._active.endpoints)}{state}>"
+        return f"<ModelOrchestrator: {self.strategy}, models {', '.join(self._active.endpoints)}{', closed' * self._closed}>"
 
     @property
     def strategy(self) -> str:
@@ -145,6 +144,10 @@ class ModelOrchestrator(ActiveStrategy):
     def add_metrics(self, sink: MetricsSink) -> None:
         """Write the metric line of each later request to one more destination."""
         self._sinks = (*self._sinks, sink)
+
+    def gathering(self) -> AbstractContextManager[Callable[[], None]]:
+        """Write the metric lines of a run's requests together; the value writes those that wait."""
+        return gathered(self._sinks)
 
     # ----------------------------------------------------------------------------------------------------- requests
 
@@ -188,9 +191,8 @@ class ModelOrchestrator(ActiveStrategy):
     ) -> ResponseStream:
         """Stream an answer: ``async for chunk in (stream := orchestrator.astream(...)): ...``.
 
-        ``stream.response`` is the `LLMResponse` after the last chunk. To stop early, ``await stream.aclose()`` or use
-        ``async with``; that stops the work at the server. Before the first chunk, raises as `agenerate`; after it,
-        `StreamInterrupted`.
+        ``stream.response`` is the `LLMResponse` after the last chunk. ``await stream.aclose()``, or ``async with``, stops
+        the work at the server. Before the first chunk, raises as `agenerate`; after it, `StreamInterrupted`.
         """
         return ResponseStream(lambda stream: self._chunks(stream, prompt, fields, schema))
 
@@ -508,7 +510,7 @@ class ModelOrchestrator(ActiveStrategy):
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)
-        if "before_route" in active.plugins.hooks:
+        if "before_route" in active.plugins.hooks and may_read(DataReader.CHANGER, request):
             request = active.plugins.before_route(request, active.config.profile_name)
         if request.context is None and not active.contexts.tasks:
             return request
@@ -551,9 +553,9 @@ class ModelOrchestrator(ActiveStrategy):
     ) -> LLMResponse:
         response = response_of(active.config, request, plan, outcome, trace, time.perf_counter() - started)
         self._note(active, request, trace, started, plan=plan, response=response)
-        if (router := active.listeners.get(plan.router)) is not None:
+        if (router := active.listeners.get(plan.router)) is not None and may_read(DataReader.LEARNER, request):
             self._tell(router, request, response)
-        if "after_answer" in active.plugins.hooks and not request.private:
+        if "after_answer" in active.plugins.hooks and may_read(DataReader.LISTENER, request):
             active.plugins.notify("after_answer", request=request, response=response)
         return response
 
@@ -576,7 +578,7 @@ class ModelOrchestrator(ActiveStrategy):
         model: str = "",
     ) -> None:
         """Write the request's metric and, with debugging on, the whole decision; but nothing that quotes a private one."""
-        debug = (self._debug or active.config.debug_routing) and not request.private
+        debug = (self._debug or active.config.debug_routing) and may_read(DataReader.DECISION_LOG, request)
         metric = metric_of(
             active.config,
             request,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,8 @@ class JsonForm(OutputForm):
 
     @staticmethod
     def _distinct(found: Sequence[JsonValue]) -> list[JsonValue]:
+        if len(found) < 2:
+            return list(found)
         return list({canonical(one.value): one for one in reversed(found)}.values())
 
     @property
@@ -232,6 +235,10 @@ class JsonForm(OutputForm):
 
     def instructions(self) -> str:
         """Ask for JSON and show the schema."""
+        return self._instructions
+
+    @cached_property
+    def _instructions(self) -> str:
         shown = json.dumps(_without_marks(self._schema.schema), ensure_ascii=False)
         return f"Answer with JSON only, without any other text. It must conform to this JSON Schema:\n{shown}"
 

@@ -34,6 +34,7 @@ _WRAPPERS = re.compile(
     r"<\|(?:begin|end)_of_solution\|>|<\|(?:START|END)_(?:RESPONSE|TEXT)\|>|\[END FINAL RESPONSE\]|</?(?:seed:)?response>",
     re.IGNORECASE,
 )
+_BEGINS = re.compile(r"[<\[\u25c1]")
 _EDGES = "<>[]\u25c1\u25b7"
 _OPENINGS = re.compile(
     rf"<{_NAMES}\s{{0,3}}>|\[THINK\]|\u25c1think\u25b7|<\|(?:{_NAMES}\||begin_of_thought|start_thinking|inner_prefix)"
@@ -62,6 +63,8 @@ def parts(text: str) -> Separated:
     for form in (_of_channels, _of_bare_channels, _of_granite):
         if (found := form(text)) is not None:
             return found
+    if not _BEGINS.search(text):  # every mark begins so; most texts have none
+        return Separated(text, "", unclosed=False)
     said: list[str] = []
     thought: list[str] = []
     start: int | None = 0

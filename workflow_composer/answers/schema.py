@@ -70,6 +70,8 @@ class JsonSchema:
     def problem(self, value: Any) -> str | None:
         """Return what the value violates, with places such as ``variants[0].gene``; None if nothing."""
         try:
+            if _fits(value, self.schema):
+                return None
             errors = sorted(self._validator.iter_errors(value), key=lambda error: len(error.absolute_path))
         except RecursionError:
             return "the value is nested too deeply"
@@ -155,6 +157,37 @@ class JsonSchema:
                 return schema
             schema = found
         return schema
+
+
+_USUAL = frozenset({"type", "properties", "required", "items", "additionalProperties", "enum", "title", "description", DROP})
+_PLAINLY: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "integer": (int, Whole),
+    "number": (int, float, Whole, Real),
+}
+
+
+def _fits(value: Any, schema: Any) -> bool:
+    """Whether a value certainly conforms to a schema of the usual keywords alone: most do, and the library takes long."""
+    if type(schema) is not dict or not schema.keys() <= _USUAL:
+        return False
+    kind = schema.get("type")
+    if kind == "object":
+        parts, rest = schema.get("properties") or {}, schema.get("additionalProperties", True)
+        return (
+            type(value) is dict
+            and "enum" not in schema
+            and all(name in value for name in schema.get("required") or ())
+            and all(_fits(item, parts[name]) if name in parts else rest is True for name, item in value.items())
+        )
+    if kind == "array":
+        items = schema.get("items", True)
+        return type(value) is list and "enum" not in schema and (items is True or all(_fits(one, items) for one in value))
+    if "enum" in schema:
+        return type(value) is str and value in schema["enum"] and kind in (None, "string")
+    return type(kind) is str and type(value) in _PLAINLY.get(kind, ())
 
 
 def _references(schema: Any) -> Iterator[str]:

@@ -26,7 +26,7 @@ from workflow_composer.errors import (
 )
 from workflow_composer.execution.call import CUT_OFF, Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
-from workflow_composer.execution.forming import Forming, formed, instructed
+from workflow_composer.execution.forming import FormedPlans, Forming, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
@@ -61,6 +61,7 @@ class PlanExecutor:
         embedding: Callable[[], Candidate] | None = None,
     ) -> None:
         self._embedding = embedding or _no_embedding
+        self.formed = FormedPlans()
         self._models = Models(
             endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only, fallback_on_auth
         )
@@ -74,7 +75,7 @@ class PlanExecutor:
         if not paid and (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
             return self._once_paid(plan, request, trace)
         if request.form is not None:
-            plan = formed(plan, request)
+            plan = self.formed.of(plan, request)
         if request.n > 1:
             refuse_several(plan, request)
             refuse_too_many(plan, request)
@@ -177,7 +178,7 @@ class PlanExecutor:
     async def _formed(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
         """Ask until the answer has the tier's form, or the tier's tries are used up."""
         forming, refused = Forming(tier, request), None
-        own = replace(tier, form=None, voting=None)
+        own = self.formed.bare(tier)
         while True:
             try:
                 outcome = await self._ask(index, own, forming.request, trace)

@@ -24,20 +24,46 @@ UNCHECKED = "it did not pass its check: "
 TOO_LONG, WITHHELD = "it was cut off by its length, also with a larger limit", "the server withheld it"
 
 
-def formed(plan: Plan, request: LLMRequest) -> Plan:
-    """Return the plan with the request's form in every tier that has none of its own."""
-    if request.form is None:
-        return plan
-    tiers = [
-        tier if tier.form is not None else replace(tier, form=request.form, retries=request.form_retries)
-        for tier in plan.tiers
-    ]
-    return replace(plan, tiers=tuple(tiers))
+_MOST_FORMED = 256
+
+
+class FormedPlans:
+    """Plans with the form of a request, each made once: thousands of requests have the same plan and the same form."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[int, int, int], tuple[Plan, OutputForm, Plan]] = {}
+        self._bare: dict[int, tuple[Tier, Tier]] = {}
+
+    def of(self, plan: Plan, request: LLMRequest) -> Plan:
+        """Return the plan with the request's form in every tier that has none of its own."""
+        form, retries = request.form, request.form_retries
+        if form is None:
+            return plan
+        key = id(plan), id(form), retries
+        known = self._plans.get(key)
+        if known is None:
+            tiers = [tier if tier.form is not None else replace(tier, form=form, retries=retries) for tier in plan.tiers]
+            known = plan, form, replace(plan, tiers=tuple(tiers))
+            if len(self._plans) >= _MOST_FORMED:
+                self._plans.clear()
+            self._plans[key] = known  # what the key is made of is kept, so that nothing else gets its id
+        return known[2]
+
+    def bare(self, tier: Tier) -> Tier:
+        """Return the tier without its form and its vote, for one call."""
+        known = self._bare.get(id(tier))
+        if known is None:
+            if len(self._bare) >= _MOST_FORMED:
+                self._bare.clear()
+            known = self._bare[id(tier)] = tier, replace(tier, form=None, voting=None)
+        return known[1]
 
 
 def instructed(request: LLMRequest, form: OutputForm) -> LLMRequest:
     """Return the request with the form's instructions at the end of its last message."""
     said = form.instructions()
+    if not said and request.relay is None:
+        return request
     messages = _with_text(request.messages, said) if said else request.messages
     return changed(request, messages=messages, relay=None)  # an answer of a form must be read here
 
@@ -95,8 +121,8 @@ class Forming:
         problem = found.problem
         if problem is None:
             if whole is not None:
-                before = replace(before, accepted=True, reason="", unreadable=0)
-            return replace(before, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
+                before = changed(before, accepted=True, reason="", unreadable=0)
+            return changed(before, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
         self._last, self._problem = sample.text, problem
         self.refusal = self._given_up(before, problem)
         if (sample.cut_off and whole is None) or self._left <= 0 or is_rejected:

@@ -18,7 +18,6 @@ from workflow_composer.backends.openai.stream_accumulator import StreamAccumulat
 from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several, refuse_too_many
-from workflow_composer.execution.forming import formed
 from workflow_composer.plan import Plan, Tier
 from workflow_composer.types import Chunk, LLMRequest, Sample, TokenLogprob, Verdict
 
@@ -72,7 +71,7 @@ class StreamRun:
         self.at = (0, plan.tiers[0].members[0].candidates[0], 0)
         self.asked_at = time.perf_counter()
         self._executor = executor
-        self._plan = plan if request.form is None else formed(plan, request)
+        self._plan = executor.formed.of(plan, request)
         self._request = request
         self._trace = trace
 

@@ -6,7 +6,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +68,7 @@ class JsonlSink:
         self._together = together
         self._file = LineFile(self.path)
         self._waiting: list[bytes] = []
+        self._gathering = 0
         self._written_at = float("-inf")
         self._on_trouble = on_trouble or _warn
         self._lock = threading.Lock()
@@ -89,7 +91,7 @@ class JsonlSink:
         with self._lock:
             self._waiting.append(line)
             now = time.monotonic()
-            if now - self._written_at >= self._together:
+            if now - self._written_at >= (max(self._together, TOGETHER) if self._gathering else self._together):
                 self._written_at = now
                 self._append(0.0 if self._held_up else _PATIENCE)
 
@@ -99,6 +101,18 @@ class JsonlSink:
             with self._lock:
                 self._written_at = time.monotonic()
                 self._append(0.0)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Buffer lines for `TOGETHER` seconds while a run makes many requests; several runs may do so at a time."""
+        with self._lock:
+            self._gathering += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._gathering -= 1
+            self.flush()
 
     def close(self) -> None:
         """Write the buffered lines and close the file; a later metric reopens it."""
@@ -165,6 +179,21 @@ class ThreadedSink(JsonlSink):
         except OSError as error:
             self._report(error.strerror or str(error))
         return True
+
+
+@contextmanager
+def gathered(sinks: Sequence[MetricsSink]) -> Iterator[Callable[[], None]]:
+    """Let files of metrics buffer their lines, as `JsonlSink.gathering`; the value writes those that wait."""
+    files = [sink for sink in sinks if isinstance(sink, JsonlSink)]
+
+    def flush() -> None:
+        for file in files:
+            file.flush()
+
+    with ExitStack() as stack:
+        for file in files:
+            stack.enter_context(file.gathering())
+        yield flush
 
 
 _sinks: weakref.WeakSet[JsonlSink] = weakref.WeakSet()

@@ -15,6 +15,7 @@ from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import AuthenticationFailed
 from workflow_composer.execution.call import Trace
 from workflow_composer.execution.fault import fault_of
+from workflow_composer.execution.readers import DataReader, may_read
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.plan import Candidate, Plan
 from workflow_composer.plugins.host import PluginRegistry
@@ -141,12 +142,12 @@ class PluginObserver:
 
     def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
         """Notify plugins that another candidate is tried."""
-        if not request.private:
+        if may_read(DataReader.LISTENER, request):
             self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
         """Notify plugins that the next tier starts."""
-        if not request.private:
+        if may_read(DataReader.LISTENER, request):
             self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
 
 

@@ -43,6 +43,7 @@ from workflow_composer.errors import (
     Unsupported,
     WorkflowComposerError,
 )
+from workflow_composer.server.exchange import Fields
 from workflow_composer.types import Attempt
 
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
@@ -57,7 +58,8 @@ RETRY_SOON = 1.0
 class HttpFailure(Exception):  # named for what happened
     """An error response to a request.
 
-    ``status`` is the HTTP status; ``type``, ``code`` and ``param`` go to OpenAI's error object; ``retry_after`` in seconds.
+    ``status`` is the HTTP status; ``type``, ``code`` and ``param`` go to OpenAI's error object; ``retry_after`` in seconds;
+    ``headers`` are further ones of the response.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class HttpFailure(Exception):  # named for what happened
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        headers: Fields = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -77,6 +80,7 @@ class HttpFailure(Exception):  # named for what happened
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.headers = headers
 
 
 _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
@@ -273,9 +277,9 @@ def without_places(text: str) -> str:
 def headers_of(failure: HttpFailure) -> list[tuple[str, str]]:
     """Return the headers of an error response."""
     if failure.retry_after is not None and math.isfinite(failure.retry_after):
-        return [("retry-after", str(max(1, math.ceil(failure.retry_after))))]
+        return [("retry-after", str(max(1, math.ceil(failure.retry_after)))), *failure.headers]
     if failure.status == 401:
         return [("www-authenticate", "Bearer")]
     if failure.code == UNKNOWN_ENCODING:
         return [("accept-encoding", ENCODINGS)]
-    return []
+    return [*failure.headers]

@@ -106,9 +106,9 @@ class OwnFile:
 
     def append(self, lines: bytes) -> None:
         """Append all of the lines or nothing. Raises OSError."""
-        before = self.size
-        if os.write(self._opened, lines) < len(lines):  # the disk is full
-            os.ftruncate(self._opened, before)
+        written = os.write(self._opened, lines)
+        if written < len(lines):  # the disk is full
+            os.ftruncate(self._opened, self.size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def cut(self, size: int) -> None:

@@ -8,6 +8,7 @@ spreadsheets and PowerShell write it. The lines returned are always plain UTF-8.
 from __future__ import annotations
 
 import codecs
+import functools
 import io
 import json
 import shutil
@@ -39,12 +40,32 @@ _FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "a
 def encoded(value: Any) -> bytes:
     """Encode a value as a line of JSON; NaN and infinities become null. Text is escaped only if UTF-8 cannot encode it."""
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode() + b"\n"
+        return _encode(value).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except ValueError:
         return encoded(json.loads(json.dumps(value), parse_constant=lambda _: None))
+
+
+def encoded_fast(value: Any) -> bytes:
+    """Encode a value as `encoded` does, in a tenth of the time; some numbers are written otherwise (1e-6 for 1e-06).
+
+    For lines of which no digest is made.
+    """
+    try:
+        return _fast_encoder()(value) + b"\n"
+    except (TypeError, ValueError, OverflowError, RecursionError):  # numbers of other types, lone surrogates
+        return encoded(value)
+
+
+@functools.cache
+def _fast_encoder() -> Callable[[Any], bytes]:
+    from msgspec.json import Encoder
+
+    return Encoder().encode
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -222,7 +243,7 @@ class Spool:
 
     def put(self, number: int, value: Any) -> None:
         """Keep a value. Raises OSError."""
-        line = encoded(value)
+        line = encoded_fast(value)
         self._file.seek(self._end)
         self._file.write(line)
         if number >= len(self._offsets):

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _SLOTS: dict[type, tuple[tuple[str, Callable[..., Any], Callable[..., None]], ...]] = {}
 
 
-def changed(value: T, **changes: Any) -> T:
+def changed(value: T, /, **changes: Any) -> T:
     """Like `dataclasses.replace`, for a value of a `quick` class, but four times as fast. Field names are not checked."""
     made: Any = object.__new__(type(value))
     for name, get, put in _SLOTS[type(value)]:

@@ -91,7 +91,8 @@ class PriceList:
 
     def _price(self, step: Step, body: PromptBody, path: str, items: bool, conditional: bool) -> StepPrice:
         given = {"task_type": step.task or ANY_TASK, "model": step.model, "temperature": step.temperature}
-        plan = self._plan_of("?", **{name: value for name, value in given.items() if value is not None})
+        known = {name: value for name, value in given.items() if value is not None}
+        plan = self._plan_of("?", **known, private=step.labels.private)
         rows = self.rows if step.level == "row" else 1
         lengths = [self._length(body, one) for one in self._sample] if step.level == "row" else []
         characters = round((fmean(lengths) if lengths else len(body.prompt.text) + UNSEEN) * rows)

@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,7 +41,7 @@ from workflow_composer.workflows.running.prompt_room import room_in
 from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
 from workflow_composer.workflows.running.row import run_row
 from workflow_composer.workflows.running.steps import read_by
-from workflow_composer.workflows.running.world import StopSign, World
+from workflow_composer.workflows.running.world import AT_ONCE, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.runner import Generate
@@ -212,8 +212,7 @@ class WorkflowRun:
         self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
         self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
         self.people = PeopleAnswers(answers_beside(self.journal.path))
-        self.counts = RunCounts()
-        self.tally = Tally(len(self.source))
+        self.counts, self.tally = RunCounts(), Tally(len(self.source))
         self._known = self.journal.counts.answers > 0
         self._spool = OutcomeSpool()
         self._run_results: dict[str, StepResult] = {}
@@ -239,6 +238,7 @@ class WorkflowRun:
             stopped=self.stopped,
             room=self._room,
             now=now,
+            at_once=1 if options.concurrency == 1 else AT_ONCE,
         )
 
     def __enter__(self) -> WorkflowRun:
@@ -259,8 +259,8 @@ class WorkflowRun:
             room = None
             if isinstance(step.body, PromptBody):
                 with suppress(WorkflowComposerError):
-                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
-                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
+                    fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
+                    plan = self.models.plan("?", **fields, **({} if step.model is None else {"model": step.model}))
                     room = room_in(plan, step.tokens)
             known = self._rooms[id(step)] = (step, room)
         return known[1]
@@ -304,7 +304,8 @@ class WorkflowRun:
         if self.workflow.run_deadline is not None:
             watchers.append(asyncio.create_task(self._end_after(self.workflow.run_deadline)))
         try:
-            await self._all_steps(kill, progress)
+            with getattr(self.models, "gathering", _nothing_to_flush)() as self._flush:
+                await self._all_steps(kill, progress)
         finally:
             for watcher in watchers:
                 watcher.cancel()
@@ -396,6 +397,7 @@ class WorkflowRun:
         whole = replace(rules(-1), left_out=lambda path: "") if self.options.only is None else rules(-1)
         keeper = self._keeper("", whole, counts)
         world = replace(self.world, keeper=keeper, run_results=dict(self._run_results))
+        self._spool.run_results = dict(self._run_results)  # for `keep` and `group_by`, which may read a step of the run
         result = None
         if self.live is not None:
             self.live.asks(self.counts, counts)
@@ -511,8 +513,13 @@ class _RowWork:
             self._pace.learn(record.cost)
 
     def sync(self) -> None:
-        """Flush the journal of answers to disk."""
+        """Flush the journal of answers to disk, and write the metric lines that wait."""
         self._run.journal.sync()
+        self._run._flush()
+
+
+def _nothing_to_flush() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 def _anew(workflow: Workflow, options: RunOptions) -> frozenset[str]:

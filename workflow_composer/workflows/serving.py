@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.errors import ProfileError, ProfileNotFound, TooManyCalls
-from workflow_composer.types import EMPTY
+from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.definition.model import HumanBody, NestedBody, PromptBody, Step, Workflow
 from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
@@ -28,6 +28,7 @@ from workflow_composer.workflows.running.world import StepWatch, StopSign, World
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.plan import Plan
     from workflow_composer.types import LLMRequest, LLMResponse
     from workflow_composer.workflows.step_kinds import StepKind
 
@@ -223,11 +224,15 @@ def _asked(step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> Ste
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageLimits:
-    """What one message may take: ``dollars`` and ``seconds`` (None: what the workflow says), and calls of all steps."""
+    """What one message may take: ``dollars`` and ``seconds`` (None: what the workflow says), and calls of all steps.
+
+    ``calls_left`` and ``calls_of`` as in a `World`.
+    """
 
     dollars: float | None = None
     seconds: float | None = None
     calls_left: Callable[[], float] = field(default=lambda: math.inf)
+    calls_of: Callable[[Step], int] = field(default=lambda step: 1)
 
 
 async def answered(
@@ -258,10 +263,30 @@ async def answered(
         folder=flow.folder,
         stopped=stopped,
         calls_left=limits.calls_left,
+        calls_of=limits.calls_of,
         watch=watch,
     )
     inputs = {**dict.fromkeys(flow.inputs), served.takes: message}
     return await run_row(flow, RunRow(0, "the message", _ROW, inputs), world)
+
+
+_KNOWN_ROUTERS = frozenset({"cascade", "cascading_provider"})
+"""Routers whose plan does not depend on what is asked."""
+
+
+def sure_calls(step: Step, plan: Callable[..., Plan]) -> int:
+    """Return how many calls one question of a step takes at least, however its answers turn out.
+
+    Raises `WorkflowComposerError` where no plan can be made.
+    """
+    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
+    found = plan("?", **{name: value for name, value in fields.items() if value is not None})
+    tier = found.tiers[0]
+    if found.router not in _KNOWN_ROUTERS or tier.when_unknown is not None:
+        return 1
+    if tier.voting is None or tier.voting.stopping == "fixed":
+        return tier.samples
+    return tier.samples // 2 + 1 if tier.voting.stopping == "decided" else 1
 
 
 def _least(*limits: float | None) -> float | None:

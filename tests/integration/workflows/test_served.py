@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from openai import NotFoundError, OpenAI
+from openai import InternalServerError, NotFoundError, OpenAI
 
 from tests.integration.workflows.kit import WRONG
 from tests.integration.workflows.scripted import Said
@@ -100,7 +100,10 @@ def test_every_api_answers_with_the_text_of_the_workflow(opened):
         assert headers["x-workflow-composer-steps"] == "a;state=done;calls=1, c;state=skipped, b;state=done;calls=1"
         assert (headers["x-workflow-composer-attempts"], float(headers["x-workflow-composer-cost"])) == ("2", 4e-6)
         assert headers["x-workflow-composer-warning"].startswith("temperature is ignored")
-        assert opened.small.prompts() == ["first x", "second one"]
+        system = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "x"}]
+        told = client.send("/v1/chat/completions", {"model": "workflow:chain", "messages": system})[1]
+        assert told["x-workflow-composer-warning"].startswith("the system message is ignored")
+        assert opened.small.prompts() == ["first x", "second one"] * 2
         parts = [{"type": "text", "text": "y"}]
         history = [
             {"role": "user", "content": "old"},
@@ -174,6 +177,57 @@ def test_calls_count_over_all_steps_and_a_fan_out_beyond_them_fails_before_it_be
         status, _, found = client.asked("x")
         assert (status, found["error"]["code"], opened.calls) == (400, "too_many_calls", 1)
         assert "step 'b' needs up to 1 calls" in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "needed"),
+    [
+        ('each: {for_each: "w in words", model: mv_cascade_small_k5_t0.7, prompt: "thing {{ w }}"}', 30),
+        ('each: {for_each: "w in words", prompt: "thing {{ w }}", accept: {judge: large, ask: "good?"}}', 12),
+        ('each: {for_each: "w in words", workflow: ../chain.yaml, with: {t: w}}', 12),
+        (
+            'each: {for_each: "w in words", steps: {p: {prompt: "thing {{ w }}"}, q: {prompt: "{{ p }}"}, '
+            'r: {when: "p == q", prompt: "maybe"}, s: {prompt: "not sure {{ r }}"}}}',
+            12,
+        ),
+    ],
+)
+def test_votes_judges_and_inner_steps_of_a_list_s_items_count_before_the_first_is_asked(opened, steps, needed):
+    opened.file(
+        f"""
+    workflow: wide
+    inputs: {{t: text}}
+    steps:
+      words: {{prompt: "words of {{{{ t }}}}", answer: [text]}}
+      {steps}
+    output: {{each: "{{{{ each }}}}"}}
+    """,
+        "flows/wide.yaml",
+    )
+    opened.small.forget().says("words", json.dumps([str(n) for n in range(6)]))
+    with serving(opened, "--most-calls", str(needed)) as client:
+        status, headers, found = client.asked("x", "workflow:wide")
+        assert (status, found["error"]["code"]) == (400, "too_many_calls")
+        assert f"each: its 6 items need {needed} calls" in found["error"]["message"]
+        assert headers["x-workflow-composer-steps"] == "words;state=done;calls=1, each;state=failed"
+        assert opened.draws == 1
+
+
+def test_a_failure_tells_the_steps_and_what_was_paid_and_is_not_tried_again_by_the_client(opened):
+    opened.edit('a: {prompt: "first {{ t }}"}', 'a: {prompt: "first {{ t }}", answer: number, retries: 0}', "chain.yaml")
+    with serving(opened) as client, OpenAI(base_url=client.place.geturl() + "/v1", api_key="none", max_retries=2) as known:
+        for stream in (False, True):
+            opened.reset()
+            question = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "x"}]
+            with pytest.raises(InternalServerError, match="a: the answer does not have the wanted form") as caught:
+                known.chat.completions.create(model="workflow:chain", messages=question, stream=stream)
+            headers = caught.value.response.headers
+            assert headers["x-workflow-composer-steps"] == "a;state=failed;calls=1, c;state=not_run, b;state=not_run"
+            assert (headers["x-workflow-composer-attempts"], float(headers["x-workflow-composer-cost"])) == ("1", 1e-6)
+            assert opened.calls == 1
+        opened.small.forget().says("first", Said(status=500), "7")
+        assert known.chat.completions.create(model="workflow:chain", messages=question).choices[0].message.content
+        assert opened.calls == 3  # of a server's fault it is: a fails, then a and b
 
 
 def test_what_a_workflow_cannot_do_is_refused_by_name(opened):

@@ -313,3 +313,14 @@ def test_the_library_is_imported_only_for_a_schema():
         "print('jsonschema' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_a_reply_is_read_once_for_the_executor_and_its_caller(monkeypatch):
+    form, read = output_form({"gene": "text"}), []
+    whole = type(form)._read
+    monkeypatch.setattr(type(form), "_read", lambda self, text: (read.append(text), whole(self, text))[1])
+    text = '{"gene": "TP53"}'
+    assert form.read(text) is form.read(text)
+    assert form.read('{"gene": "MYC"}').value == {"gene": "MYC"}
+    assert form.read(text).value == {"gene": "TP53"}
+    assert len(read) == 3

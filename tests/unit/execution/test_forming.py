@@ -7,6 +7,7 @@ import pytest
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.backends.pricing import Price
 from workflow_composer.errors import BadRequest, ServerUnreachable, Unsupported
+from workflow_composer.execution.call import Trace
 from workflow_composer.execution.forming import MOST_BYTES
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Plan, Tier, Voting
@@ -327,3 +328,16 @@ async def test_a_vote_with_tools_checks_texts_too(bench, fake):
     tools = ({"type": "function", "function": {"name": "look_up"}},)
     await b.executor.run(Plan((tier,)), code(check=check, form_retries=1, tools=tools), b.trace)
     assert len(seen) == 4
+
+
+async def test_requests_of_one_form_share_a_plan_and_others_have_their_own(bench, fake):
+    b = bench(fake("one", "case", "case", "12", "case"))
+    one = plan(b, "one")
+    number = LLMRequest.of("How many?", form=output_form("number"))
+    formed = b.executor.formed
+    assert formed.of(one, ask()) is formed.of(one, ask())
+    assert formed.of(one, ask(form_retries=7)).tiers[0].retries == 7
+    assert formed.of(one, ask()).tiers[0].form is KINDS
+    for request, value in ((ask(), "case"), (ask(), "case"), (number, 12), (ask(), "case")):
+        outcome = await b.executor.run(one, request, Trace())
+        assert outcome.verdict.value == value

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.integration.stub_server import Reply, StubServer
-from workflow_composer import ModelOrchestrator
+from tests.paths import ROOT
+from workflow_composer import ModelOrchestrator, Plan, Tier, hookimpl
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import AllCandidatesFailed, EgressDenied, ModelError, WorkflowComposerError
+from workflow_composer.execution.readers import DataReader
+from workflow_composer.plugins import hookspecs
+from workflow_composer.plugins.host import plugin_host
+from workflow_composer.routers.base import Router
+from workflow_composer.types import Verdict
 
 NOTE = "SSN 123-45-6789 Ann Lee"
 
@@ -158,3 +166,97 @@ def test_with_debugging_its_text_is_not_logged(make, sink):
     assert "Ann" not in log.getvalue() + repr(sink.seen)
     orchestrator.generate("Bo Ek")
     assert "Bo Ek" in repr(sink.seen)
+
+
+class Listening:
+    """A plugin with every hook that is told of requests, and a router that wants to learn from answers."""
+
+    def __init__(self):
+        self.told = []
+
+    @hookimpl
+    def before_route(self, request):
+        self.told.append(("before_route", request))
+
+    @hookimpl
+    def after_answer(self, request, response):
+        self.told.append(("after_answer", request))
+
+    @hookimpl
+    def on_fallback(self, request, failed):
+        self.told.append(("on_fallback", request))
+
+    @hookimpl
+    def on_escalation(self, request, tier):
+        self.told.append(("on_escalation", request))
+
+    @hookimpl
+    def register_routers(self, register):
+        told = self.told
+
+        class Learning(Router):
+            name = "learning"
+
+            def plan(self, request, resources):
+                return None if request.task_type == "any" else self._of(request)
+
+            def _of(self, request):
+                tiers = [Tier.of(self.context.candidates(name)) for name in ("small", "second")]
+                tiers[0] = replace(tiers[0], accept=lambda *_: Verdict(False, "not this one"))
+                return Plan(tuple(tiers), self.name, "two tiers")
+
+            def answered(self, request, response):
+                told.append(("answered", request))
+
+        register("learning", Learning)
+
+
+@pytest.fixture
+def listening(server, cloud):
+    plugin = Listening()
+    host = plugin_host(discover=False)
+    host.add(plugin, name="listening")
+    own = {"backend": "vllm", "base_url": server.url}
+    config = StrategyConfig(
+        profile_name="p",
+        models={"small": own, "second": own, "gone": {**own, "base_url": "http://127.0.0.1:9/v1"}},
+        task_routing={"*": "gone"},
+        fallback=["small"],
+        retries={"attempts": 1},
+        routers=["learning", "cascading_provider"],
+    )
+    with ModelOrchestrator(config, plugins=host, metrics=None, environ={}) as orchestrator:
+        yield plugin, orchestrator
+
+
+HOOKS = {"before_route", "after_answer", "on_fallback", "on_escalation", "answered"}
+
+
+def test_plugins_and_routers_that_learn_are_told_nothing(listening):
+    """The control: of the same requests, if they are not private, each of them is told."""
+    plugin, orchestrator = listening
+    for task in ("any", "two"):
+        orchestrator.generate(NOTE, task_type=task, private=True)
+    assert plugin.told == []
+    for task in ("any", "two"):
+        orchestrator.generate("public", task_type=task)
+    assert {name for name, _ in plugin.told} == HOOKS
+
+
+def test_every_hook_that_is_told_of_requests_is_among_the_readers():
+    """A hook that is added later gets a line there, and its place asks it."""
+    hooks = {name: inspect.signature(hook) for name, hook in vars(hookspecs).items() if inspect.isfunction(hook)}
+    told = {name for name, signature in hooks.items() if "request" in signature.parameters}
+    listed = " ".join(reader.what for reader in DataReader if not reader.rule.texts)
+    assert told == HOOKS - {"answered"}
+    assert all(name in listed for name in told)
+
+
+def test_every_reader_is_asked_somewhere():
+    """Or its rule is kept by the place that the documentation names."""
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "workflow_composer").rglob("*.py"))
+    page = (ROOT / "docs" / "workflow-privacy.md").read_text("utf-8")
+    for reader in DataReader:
+        if not reader.rule.texts and reader is not DataReader.RECORD:
+            assert f"may_read(DataReader.{reader.name}," in source
+        assert reader.what in " ".join(page.split()), reader

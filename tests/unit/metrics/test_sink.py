@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.metrics.examples import metric
-from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, default_sink
+from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, default_sink, gathered
 from workflow_composer.storage.locks import locked
 
 WRITER = """
@@ -233,3 +233,21 @@ def test_a_number_that_is_not_finite_is_dropped_with_a_word(tmp_path):
     sink.close()
     assert len(told) == 1
     assert len(lines_of(tmp_path / "m.jsonl")) == 1
+
+
+def test_lines_of_a_run_are_written_together_and_none_is_lost(tmp_path, monkeypatch):
+    writes = []
+    monkeypatch.setattr(JsonlSink, "_append", lambda sink, wait: (writes.append(len(sink._waiting)), sink._waiting.clear()))
+    monkeypatch.setattr("workflow_composer.metrics.sink.TOGETHER", 3600.0)
+    sink, other = JsonlSink(tmp_path / "m.jsonl"), MemorySink()
+    with gathered([sink, other]) as flush:
+        with gathered([sink]):
+            for _ in range(10):
+                sink.write(metric())
+            assert writes == [1]  # the first at once, the others together
+        assert writes == [1, 9]
+        sink.write(metric())
+        flush()
+    assert writes == [1, 9, 1]
+    sink.write(metric())
+    assert writes == [1, 9, 1, 1]

@@ -12,7 +12,7 @@ from workflow_composer.workflows.definition.model import PromptBody, Step
 from workflow_composer.workflows.keeping.answers import KeptAnswer
 from workflow_composer.workflows.keeping.index import EntryIndex
 from workflow_composer.workflows.keeping.journal import WorkflowJournal
-from workflow_composer.workflows.keeping.keys import StepMeanings, question_of
+from workflow_composer.workflows.keeping.keys import FORMAT, StepMeanings, digest_of_data, question_of
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
 
 ROW, OTHER_ROW = "00000000000000aa", "00000000000000bb"
@@ -63,6 +63,12 @@ def test_a_question_is_what_is_sent_and_not_the_name_of_its_step():
     one, other = asked(of=step("b"), place="b"), asked(of=step("bb", timeout=5.0, retries=9), place="bb")
     assert one.digest == other.digest
     assert asked("ask y").digest != one.digest
+
+
+def test_a_digest_is_that_of_the_data_of_its_parts():
+    found = asked()
+    parts = {name: digest for name, digest in found.parts.items() if name != "written"}
+    assert found.digest == digest_of_data([FORMAT, "prompt", parts])
 
 
 def test_everything_that_an_answer_depends_on_changes_its_question():

@@ -52,7 +52,6 @@ async def test_one_answer_is_for_every_call_and_what_is_no_text_is_json(models):
     assert [(await scripted.agenerate(ask())).value for _ in range(2)] == ["a", "a"]
     response = await scripted.agenerate(LLMRequest.of("x", form=output_form({"n": ["number"]}), metadata={"step": "data"}))
     assert response.value == {"n": [1]}
-    assert scripted.used == {"kind": 2, "data": 1}
 
 
 async def test_a_list_is_for_the_calls_in_turn_refused_ones_too(models):
@@ -68,6 +67,13 @@ async def test_a_text_in_the_prompt_chooses_the_answer(models):
     assert [(await scripted.agenerate(ask(text))).value for text in ("the second", "the first")] == ["b", "a"]
     with pytest.raises(AllCandidatesFailed, match="no answer of kind for this prompt"):
         await scripted.agenerate(ask("neither"))
+
+
+async def test_a_text_in_the_prompt_may_choose_a_list_of_answers_in_turn(models):
+    scripted = models(kind={"first": ["a", "b"], "second": "b"})
+    assert [(await scripted.agenerate(ask(text))).value for text in ("first", "second", "first")] == ["a", "b", "b"]
+    with pytest.raises(AllCandidatesFailed, match="2 answers of kind: first are used up"):
+        await scripted.agenerate(ask("first"))
 
 
 async def test_the_next_tier_is_asked_as_the_profile_says(models):

@@ -25,7 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def fleet_option(function: F) -> F:
     """``--fleet FILE``, as the parameter ``fleet_file``, and ``--allow-code``."""
-    text = "The fleet file. Default: `config/fleet.yaml` or `fleet.yaml` in the working directory, the user's, the shipped one."
+    text = (
+        "The fleet file. Default: `config/fleet.yaml` or `fleet.yaml` in the working directory, the user's, or the shipped."
+    )
     return click.option("--fleet", "fleet_file", metavar="FILE", help=text)(allow_code_option(function))
 
 
@@ -91,6 +93,6 @@ class FleetGroup(click.Group):
 def fleet() -> None:
     """Start, stop and monitor your own vLLM servers, on this machine or on SLURM.
 
-    The fleet file defines them: the file given by --fleet, else config/fleet.yaml or fleet.yaml in the working directory, else
-    the user's ~/.config/workflow-composer/fleet.yaml, else the shipped one.
+    The fleet file defines them: the file given by --fleet, else config/fleet.yaml or fleet.yaml in the working directory,
+    else the user's ~/.config/workflow-composer/fleet.yaml, else the shipped one.
     """

@@ -160,9 +160,9 @@ class RunSession:
         told += [dollars(step["cost"])] if step["cost"] else []
         click.echo(f"  {path}: {', '.join(told) or 'nothing to do'}", err=True)
         for why, number in _most(step["asked_again"]):
-            click.echo(f"    asked again {number} times: {why}", err=True)
+            click.echo(f"    asked again {_times(number)}: {why}", err=True)
         for why, number in _most(step["reasons"]):
-            click.echo(f"    {number} times: {why}", err=True)
+            click.echo(f"    {_times(number)}: {why}", err=True)
         for note in step["notes"][:_MOST_REASONS]:
             click.echo(f"    {note}", err=True)
 
@@ -267,3 +267,7 @@ class Rehearsal(RunSession):
                 asyncio.run(run.run())
         rows = [row for _, row in objects(self._target)] if self._target.exists() else []
         return self._test.differences(rows), rows
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"

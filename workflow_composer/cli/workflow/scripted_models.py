@@ -39,7 +39,7 @@ class FlowTest:
     """What a test's file says: ``rows`` (None: a table is given), ``answers`` by step, and columns that are expected.
 
     The answers of a step are one text for every call, a list of them, one for each call in turn, or a mapping: the first
-    text that the prompt contains chooses the answer. What is no text is written as JSON.
+    text that the prompt contains chooses the answer, or the list of them. What else is no text is written as JSON.
     """
 
     rows: Sequence[Mapping[str, Any]] | None = None
@@ -94,12 +94,12 @@ def _shown(value: Any) -> str:
 class ScriptedModels:
     """Answers the requests of a workflow from a script, by the plans of a profile; sends nothing.
 
-    A request's ``metadata`` names its step. ``used`` counts the calls of each step.
+    A request's ``metadata`` names its step.
     """
 
     def __init__(self, config: StrategyConfig, plan: Callable[..., Plan], answers: Mapping[str, Any]) -> None:
         self.config, self.plan = config, plan
-        self.used: dict[str, int] = {}
+        self._used: dict[str, int] = {}
         self._answers = answers
         self._endpoints: dict[str, Endpoint] = {}
 
@@ -119,16 +119,17 @@ class ScriptedModels:
         step = str(call.request.metadata.get("step", ""))
         if step not in self._answers:
             raise InvalidAnswer(f"the test has no answer of {step}", hint=f"add answers: {{{step}: TEXT}}")
-        script, number = self._answers[step], self.used.get(step, 0)
-        self.used[step] = number + 1
-        if isinstance(script, list):
-            if number >= len(script):
-                raise InvalidAnswer(f"the test's {len(script)} answers of {step} are used up")
-            script = script[number]
-        elif isinstance(script, Mapping):
+        script, place = self._answers[step], step
+        if isinstance(script, Mapping):
             said = "\n".join(text for message in call.request.messages for text in texts(message))
-            chosen = next((answer for part, answer in script.items() if part in said), None)
+            chosen = next((part for part in script if part in said), None)
             if chosen is None:
                 raise InvalidAnswer(f"the test has no answer of {step} for this prompt")
-            script = chosen
+            script, place = script[chosen], f"{step}: {chosen}"
+        number = self._used.get(place, 0)
+        self._used[place] = number + 1
+        if isinstance(script, list):
+            if number >= len(script):
+                raise InvalidAnswer(f"the test's {len(script)} answers of {place} are used up")
+            script = script[number]
         return script if isinstance(script, str) else _shown(script)

@@ -64,5 +64,6 @@ def test_command(state: State, /, **options: Any) -> int:
         for line in found:
             click.echo(line)
         told = "as expected" if test.expect else "done; the test expects nothing of them"
-        click.echo(f"{len(rows)} rows: {f'{len(found)} differences' if found else told}", err=True)
+        differ = f"{len(found)} difference{'s' if len(found) > 1 else ''}"
+        click.echo(f"{len(rows)} row{'s' if len(rows) > 1 else ''}: {differ if found else told}", err=True)
     return 1 if found else 0

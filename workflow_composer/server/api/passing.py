@@ -22,7 +22,7 @@ from workflow_composer.server.api.completion_handler import (
     Admission,
     Visit,
 )
-from workflow_composer.server.api.forms import ADDRESS_HEADERS, Field, Form, address_of, model_name
+from workflow_composer.server.api.forms import ADDRESS_HEADERS, WORKFLOW, Field, Form, address_of, model_name
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.api.message_form import FORM as MESSAGES
 from workflow_composer.server.api.message_form import asked_of
@@ -98,13 +98,13 @@ class Passing:
                 name: read.fields[name] for name in ("model", "task_type", "timeout") if name in read.fields
             }
             warnings = list(read.warnings)
+            count = None
             try:
-                found = await self._passed("//tokenize", body, address, exchange, visit)
-                count = _count_in(found)
+                if address.get("model") not in {f"{WORKFLOW}{name}" for name in self._orchestrator.workflows}:
+                    count = _count_in(await self._passed("//tokenize", body, address, exchange, visit))
             except (ModelError, AllCandidatesFailed) as error:
                 if failure_of(error).status not in (400, 404) and not isinstance(error, (ModelNotFound, Unsupported)):
                     raise
-                count = None
             if count is None:
                 count = int(request.bulk / CHARACTERS_PER_TOKEN) + 4 * len(request.messages)
                 warnings.append("input_tokens is estimated: the model's server does not count tokens")

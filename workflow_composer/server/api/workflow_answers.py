@@ -7,19 +7,22 @@ cancelled, and with it whatever the workflow has not done yet.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.errors import ModelNotAllowed, TooManyCalls
+from workflow_composer.errors import ModelNotAllowed, TooManyCalls, WorkflowComposerError
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.execution.streaming import pieces_of
 from workflow_composer.server.api.completion_handler import (
+    ATTEMPTS,
     CARRIED,
+    COST,
     MODEL,
     PREFIX,
     REQUEST_ID,
@@ -54,6 +57,7 @@ from workflow_composer.workflows.live_runs import LiveRun, RunBoard
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.workflows.definition.model import Step
     from workflow_composer.workflows.keeping.gate import CallGate
     from workflow_composer.workflows.running.results import RowOutcome
     from workflow_composer.workflows.running.world import StepWatch
@@ -72,6 +76,13 @@ _STATUS: Mapping[str | None, tuple[int, str]] = {
     "too_long": (400, "context_length_exceeded"),
     "server": (503, "model_unavailable"),
 }
+_REPEATABLE = frozenset({"server", "timeout", "stopped", None})
+"""Kinds of failures after which a client library may try again by itself: of others it would pay for the same once more."""
+_NOT_AGAIN = ("x-should-retry", "false")
+"""The header by which the libraries of OpenAI and Anthropic know that."""
+SILENT = 10.0
+"""Seconds without an event after which a stream shows that it is alive, by a comment line."""
+_ALIVE = b": the steps are under way\n\n"
 _LONGEST = 1000
 _LONGEST_STEPS = 4000
 
@@ -113,17 +124,19 @@ class WorkflowAnswers:
                 raise
             self._report(exchange.request_id, error)
             exchange.write(answer.events.failed(interruption_of(error)))
-            exchange.close_stream()
+            exchange.close_stream(answer.spent)
             return None
         return await answer.told(text)
 
     async def _shown(self, answer: _FlowAnswer, message: str, identity: str) -> str:
         """Run the workflow where others see its steps; return its text. Raises `HttpFailure` if the row has failed."""
         live = LiveRun(identity, answer.served.workflow, self._orchestrator.config)
+        alive = asyncio.ensure_future(answer.stay_alive())
         async with self._board.showing(live):
             try:
                 return await answer.run(message, self._shared_gate(), live)
             finally:
+                alive.cancel()
                 if answer.outcome is not None:
                     live.row(answer.outcome.state)
                     live.end(answer.outcome.state)
@@ -181,6 +194,8 @@ class _FlowAnswer:
         self._carried = {name: sent[name] for name in CARRIED if name in sent} or None
         self._attempts: list[Attempt] = []
         self._refusal: HttpFailure | None = None
+        self._has_text = False
+        self._written_at = 0.0
         self._beyond = False
         self._began = time.perf_counter()
         self.outcome: RowOutcome | None = None
@@ -198,10 +213,13 @@ class _FlowAnswer:
 
         fields = self._asked.fields
         limits = MessageLimits(
-            dollars=fields.get("budget"), seconds=fields.get("timeout"), calls_left=lambda: self._allowance.left
+            dollars=fields.get("budget"),
+            seconds=fields.get("timeout"),
+            calls_left=lambda: self._allowance.left,
+            calls_of=self._calls_of,
         )
         self.outcome = outcome = await answered(self.served, message, self._ask, gate, limits, watch)
-        cut = self._exchange.opened and outcome.steps[self.served.live].state != "done"  # what was streamed has no end
+        cut = self._has_text and outcome.steps[self.served.live].state != "done"  # what was streamed has no end
         if cut or outcome.state not in ("done", "partial"):
             raise self._failure(outcome)
         if outcome.state == "partial":
@@ -211,14 +229,25 @@ class _FlowAnswer:
     def _failure(self, outcome: RowOutcome) -> HttpFailure:
         from workflow_composer.workflows.serving import worst_kind
 
-        status, code = _STATUS.get(worst_kind(outcome), (502, "workflow_failed"))
+        kind = worst_kind(outcome)
+        status, code = _STATUS.get(kind, (502, "workflow_failed"))
         told = without_places("; ".join(outcome.errors))[:_LONGEST] or "it was stopped"
         if (own := self._refusal) is not None:  # of the key, not of a model
             told = f"{self.name} failed: {own.message}"
-            return HttpFailure(own.status, told, type=own.type, code=own.code, retry_after=own.retry_after)
+            wait = own.retry_after
+            return HttpFailure(own.status, told, type=own.type, code=own.code, retry_after=wait, headers=self.spent)
         if self._beyond or "(most_calls)" in told:
             status, code = 400, "too_many_calls"
-        return HttpFailure(status, f"{self.name} failed: {told}", type=SERVER if status >= 500 else INVALID, code=code)
+        headers = [*self.spent, *(() if kind in _REPEATABLE else (_NOT_AGAIN,))]
+        blame = SERVER if status >= 500 else INVALID
+        return HttpFailure(status, f"{self.name} failed: {told}", type=blame, code=code, headers=headers)
+
+    @property
+    def spent(self) -> list[tuple[str, str]]:
+        """The headers of a failure: what became of the steps, how many calls they made, and what these cost."""
+        cost = sum(attempt.cost for attempt in self._attempts)
+        told = [(COST, f"{cost:.9g}"), (ATTEMPTS, str(len(self._attempts)))]
+        return told if self.outcome is None else [*told, self._steps]
 
     # -------------------------------------------------------------------------------------------------------- its calls
 
@@ -260,6 +289,14 @@ class _FlowAnswer:
         except TooManyCalls:
             self._beyond = True
             raise
+
+    def _calls_of(self, step: Step) -> int:
+        """Return how many calls a question of a step takes at least: the votes of its first tier, where these are known."""
+        from workflow_composer.workflows.serving import sure_calls
+
+        with suppress(WorkflowComposerError):
+            return sure_calls(step, self._orchestrator.plan)
+        return 1
 
     @contextmanager
     def _paid(self, request: LLMRequest, most_calls: int | None) -> Iterator[LLMRequest]:
@@ -305,6 +342,25 @@ class _FlowAnswer:
         return stream.response
 
     async def _write(self, chunk: Chunk) -> None:
+        self._open()
+        self._has_text = True
+        if data := self.events.piece(chunk):
+            self._written_at = time.monotonic()
+            self._exchange.write(data)
+            await self._exchange.drain()
+
+    async def stay_alive(self) -> None:
+        """Show in a stream that has been silent for long that the steps are under way; for clients and proxies that wait."""
+        self._written_at = time.monotonic()
+        while self._asked.stream:
+            await asyncio.sleep(max(0.0, self._written_at + SILENT - time.monotonic()))
+            if time.monotonic() - self._written_at >= SILENT:
+                self._open()
+                self._written_at = time.monotonic()
+                self._exchange.write(_ALIVE)
+                await self._exchange.drain()
+
+    def _open(self) -> None:
         exchange = self._exchange
         if not exchange.opened:
             headers: Fields = [
@@ -317,9 +373,6 @@ class _FlowAnswer:
                 *exchange.shared,
             ]
             exchange.open_stream(headers=headers)
-        if data := self.events.piece(chunk):
-            exchange.write(data)
-            await exchange.drain()
 
     async def told(self, text: str) -> Reply | None:
         """Write the answer, or what is left of it."""
@@ -329,7 +382,7 @@ class _FlowAnswer:
             headers = of_answer(self._exchange, response, [*self.said, steps], debug=False)
             return Reply(200, self._dialect.whole(self._asked, response), headers=headers)
         exchange = self._exchange
-        if not exchange.opened:
+        if not self._has_text:
             for part, _ in pieces_of(response.samples[0]):
                 await self._write(Chunk(part, model=self.name))
         await self._write(Chunk("", "stop", usage=response.usage, model=self.name))
@@ -394,4 +447,6 @@ def ignored(fields: Mapping[str, Any]) -> list[str]:
         raise HttpFailure(400, "n must be 1 with a workflow", code=UNSUPPORTED, param="n")
     given = {**(fields.get("extra") or {}), **fields}
     names = sorted(name for name, value in given.items() if name not in _NOT_WARNED and value not in (None, (), [], {}))
+    if any(message.get("role") in ("system", "developer") for message in fields["messages"]):
+        names.append("the system message")
     return [f"{name} is ignored: a workflow's steps have their own" for name in names]

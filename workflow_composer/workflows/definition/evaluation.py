@@ -106,18 +106,22 @@ class Evaluator:
         """Return a field or an item of plain data, or a fact of a step."""
         if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             return self._slice(node, node.arg, bound)
-        key = node.attr if isinstance(node, nodes.Getattr) else self.value(node.arg, bound)
+        key = node.attr if isinstance(node, nodes.Getattr) else self._there(node.arg, bound)
         is_written = isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const)
         if is_written and key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in bound:
             return self.names.fact(node.node.name, key)
-        holder = self.of(node.node, bound)
-        if isinstance(holder, Absent):
-            return holder
-        if is_missing(holder):
-            return Absent(f"{written(node.node)} is empty")
+        holder = self._there(node.node, bound)
+        for one in (key, holder):
+            if isinstance(one, Absent):
+                return one
         if getattr(node, "over_items", False) and is_unmarked_list(holder):
             return _projected(holder, str(key))
-        return _item(holder, key, written(node), written(node.node))
+        return _item(holder, key, node)
+
+    def _there(self, node: nodes.Node, bound: Bound) -> Any:
+        """Return a value that is not null, or `Absent`."""
+        found = self.of(node, bound)
+        return Absent(f"{written(node)} is empty") if not isinstance(found, Absent) and is_missing(found) else found
 
     def _slice(self, node: nodes.Getitem, part: nodes.Slice, bound: Bound) -> Any:
         holder = self.present(node.node, bound)
@@ -329,9 +333,12 @@ class Evaluator:
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _item(holder: Any, key: Any, told: str, of: str) -> Any:
+def _item(holder: Any, key: Any, node: nodes.Getattr | nodes.Getitem) -> Any:
+    if isinstance(holder, Mapping) and isinstance(key, str) and key in holder:
+        return holder[key]
+    told, of = written(node), written(node.node)
     if isinstance(holder, Mapping):
-        return holder[key] if isinstance(key, str) and key in holder else Absent(f"{told} is missing")
+        return Absent(f"{told} is missing")
     if is_unmarked_list(holder) and type(key) is int:
         return holder[key] if -len(holder) <= key < len(holder) else Absent(f"{told}: the list has {len(holder)} items")
     if isinstance(key, str):

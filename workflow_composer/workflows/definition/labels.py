@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from workflow_composer.workflows.definition.checking import answer_shape
-from workflow_composer.workflows.definition.model import Labels, NestedBody, Reading, Step, Workflow
+from workflow_composer.workflows.definition.model import Labels, NestedBody, OnError, Reading, Step, Workflow
 from workflow_composer.workflows.definition.ordering import about_rows, readings_of
 from workflow_composer.workflows.definition.shapes import Shape
 
@@ -24,10 +24,14 @@ _CONTROL = ("when", "for_each", "until")
 
 @dataclass(frozen=True)
 class NameFlow:
-    """What a name carries: as a value, and as whether there is a value."""
+    """What a name carries: as a value, as whether there is a value, and as what it took to get it.
+
+    ``facts`` (tries, cost, model, error) follow from everything that the step has read: no release covers them.
+    """
 
     value: Ways = field(default_factory=dict)
     state: Ways = field(default_factory=dict)
+    facts: Ways = field(default_factory=dict)
 
 
 class Labelling:
@@ -83,9 +87,9 @@ class Labelling:
         data = {name: (*way, step.name) for name, way in data.items()}
         out = control if step.release is not None else {**control, **data}
         first = next(iter(data.values()), next(iter(control.values()), ()))
-        bits = closed_bits(answer_shape(step)) if step.release is not None and step.release.how == "choices" else None
+        bits = _bits_of(step) if step.release is not None and step.release.how == "choices" else None
         labels = Labels(frozenset(data), frozenset(control), frozenset(out), first, bits)
-        return replace(step, labels=labels), NameFlow(out, control)
+        return replace(step, labels=labels), NameFlow(out, control, {**control, **data})
 
     def _nested(self, step: Step, body: NestedBody, names: Mapping[str, NameFlow], control: Ways) -> tuple[Step, Ways]:
         given = {name: _reading(reading, names) for name, reading in step.given.items()}
@@ -111,9 +115,10 @@ def private_inputs(workflow: Workflow) -> dict[str, Ways]:
 def _reading(reading: Reading, names: Mapping[str, NameFlow]) -> Ways:
     """Return what a text or expression carries. Asking only for a step's state tells what decides it, not its value."""
     of_values: frozenset[str] = getattr(reading, "values", reading.reads)
-    return _join(
-        names[name].value if name in of_values else names[name].state for name in sorted(reading.reads) if name in names
-    )
+    facts: frozenset[str] = getattr(reading, "facts", reading.reads)
+    found = [(name, names[name]) for name in sorted(reading.reads) if name in names]
+    carried = [flow.value if name in of_values else flow.state for name, flow in found]
+    return _join([*carried, *(flow.facts for name, flow in found if name in facts)])
 
 
 def _join(ways: Iterable[Ways]) -> dict[str, tuple[str, ...]]:
@@ -124,6 +129,15 @@ def _join(ways: Iterable[Ways]) -> dict[str, tuple[str, ...]]:
             if name not in made or len(way) < len(made[name]):
                 made[name] = way
     return made
+
+
+def _bits_of(step: Step) -> float | None:
+    """Return how many bits a released answer of a closed form tells at most; null as a default is one answer more."""
+    shape = answer_shape(step)
+    bits = closed_bits(shape)
+    if bits is None or step.on_error != OnError("default", None) or shape.may_be_null:
+        return bits
+    return math.log2(2**bits + 1)
 
 
 def closed_bits(shape: Shape) -> float | None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from workflow_composer.config.yaml_source import KeyPath
+from workflow_composer.execution.readers import OFFLINE, DataReader
 from workflow_composer.workflows.definition.model import (
     AnswerCheck,
     CommandBody,
+    HumanBody,
     NestedBody,
     PromptBody,
     PythonBody,
     Step,
     Workflow,
 )
+from workflow_composer.workflows.definition.ordering import about_rows, readings_of
 from workflow_composer.workflows.definition.routes import models_for
 from workflow_composer.workflows.definition.source import FileFaults
 
@@ -54,15 +57,16 @@ class PrivacyChecks:
             self._step(inner, path if path[:2] != ("steps", step.name) else (*path, "steps", name), f"{told}.{name}")
 
     def _private(self, step: Step, path: KeyPath, told: str) -> None:
-        if isinstance(step.body, PromptBody):
-            self._question(step, step.model, path, told)
-        for check in (step.accept, step.release.check if step.release else None):
-            if check is not None:
-                self._check(step, check, path, told)
+        for reader, check in readers_of(step):
+            if reader is DataReader.MODEL:
+                self._question(step, step.model, path, told)
+            elif reader is DataReader.JUDGE and check is not None:
+                self._question(step, check.model, path, f"the judge of {told}")
+            elif reader.rule is OFFLINE and not step.trusted and (step.limits if check is None else check.limits).network:
+                what = "program" if check is None else "check"
+                self._refuse(step, path, f"the {what} of {told} may use the network", "write network: none")
         if step.trusted:
             self._trusted(step, (*path, "trusted"), told)
-        elif isinstance(step.body, (CommandBody, PythonBody)) and step.limits.network:
-            self._refuse(step, path, f"the program of {told} may use the network", "write network: none")
 
     def _trusted(self, step: Step, path: KeyPath, told: str) -> None:
         """A program is trusted with private data by whoever answers for the profile."""
@@ -79,12 +83,6 @@ class PrivacyChecks:
         what = f"{told} may use {', '.join(far)}, which {'is' if len(far) == 1 else 'are'} not on your own machines"
         self._refuse(step, path, what, "")
 
-    def _check(self, step: Step, check: AnswerCheck, path: KeyPath, told: str) -> None:
-        if isinstance(check.body, PromptBody):
-            self._question(step, check.model, path, f"the judge of {told}")
-        elif check.limits.network and not step.trusted:
-            self._refuse(step, path, f"the check of {told} may use the network", "write network: none")
-
     def _refuse(self, step: Step, path: KeyPath, what: str, remedy: str) -> None:
         labels = step.labels
         way = " -> ".join(labels.path)
@@ -100,6 +98,23 @@ class PrivacyChecks:
             self.faults.add((*path, "release"), "choices releases only answers from a closed list", hint)
 
 
+def readers_of(step: Step) -> Iterator[tuple[DataReader, AnswerCheck | None]]:
+    """Yield who reads what a step says or answers, each with the check that it belongs to (None: the step itself)."""
+    own: Mapping[type, DataReader] = {
+        PromptBody: DataReader.MODEL,
+        CommandBody: DataReader.PROGRAM,
+        PythonBody: DataReader.PROGRAM,
+        HumanBody: DataReader.PERSON,
+    }
+    if type(step.body) in own:
+        yield own[type(step.body)], None
+    for check in (step.accept, None if step.release is None else step.release.check):
+        if check is not None:
+            yield DataReader.JUDGE if isinstance(check.body, PromptBody) else DataReader.PROGRAM, check
+    if step.release is not None and step.release.how == "human":
+        yield DataReader.PERSON, None
+
+
 def privacy_notes(workflow: Workflow) -> Iterator[str]:
     """Yield what a person should know: what leaves, by what reason, and what is not promised."""
     released = [(name, step) for name, step in every_released(workflow) if step.labels.data]
@@ -109,7 +124,28 @@ def privacy_notes(workflow: Workflow) -> Iterator[str]:
     if len(total) > 1:
         yield f"together at most {_number(sum(total))} bits a row leave by choices"
     if any(kind == "private" for kind in workflow.inputs.values()):
+        yield from _states_told(workflow)
         yield NOT_PROMISED
+
+
+def _states_told(workflow: Workflow, prefix: str = "") -> Iterator[str]:
+    """Yield where a step that may use the cloud asks for the state of one that reads something private."""
+    steps = dict(workflow.every_step())
+    private = {step.name: step for step in steps.values() if step.labels.data}
+    for path, step in steps.items():
+        if step.labels.private:
+            continue
+        for name in sorted(read_by_state(step) & private.keys()):
+            inputs = ", ".join(sorted(private[name].labels.data))
+            yield f"{prefix}{path} tells whether {name}, which reads {inputs}, was done, failed or was withheld"
+        if isinstance(step.body, NestedBody):
+            yield from _states_told(step.body.workflow, f"{prefix}{path}.")
+
+
+def read_by_state(step: Step) -> frozenset[str]:
+    """Return the names of which a step, its list or its choice of rows asks only for the state."""
+    readings = [reading for _, reading in (*readings_of(step), *about_rows(step))]
+    return frozenset().union(*(one.reads - getattr(one, "values", one.reads) for one in readings)) - {step.name}
 
 
 def every_released(workflow: Workflow, prefix: str = "") -> Iterator[tuple[str, Step]]:

@@ -29,6 +29,8 @@ class _Read:
         self.needs = frozenset(found.needs)
         self.values = frozenset(found.values)
         """The names of which more is asked than their state."""
+        self.facts = frozenset(found.facts)
+        """The names of which it is asked what it took to answer: tries, cost, model, error."""
         self.of_rows = None if found.of_rows is None else frozenset(found.of_rows)
         """The fields of ``rows`` that it uses; None: all of them."""
 

@@ -55,7 +55,8 @@ class Survey:
     """Walks over a tree once. ``known``: None to collect names only.
 
     ``reads`` and ``needs`` are names in order of appearance, ``values`` those of which more than the state is asked,
-    ``of_rows`` the fields of rows that are used (None: all, since a row is used as a whole), ``faults`` what is wrong.
+    ``facts`` those of which it is asked what it took to answer, ``of_rows`` the fields of rows that are used (None: all,
+    since a row is used as a whole), ``faults`` what is wrong.
     """
 
     def __init__(self, tree: nodes.Node, known: KnownNames | None = None) -> None:
@@ -63,6 +64,7 @@ class Survey:
         self.reads: dict[str, None] = {}
         self.needs: dict[str, None] = {}
         self.values: dict[str, None] = {}
+        self.facts: dict[str, None] = {}
         self.of_rows: dict[str, None] | None = {}
         self.faults: list[NameFault] = []
         self.shape = UNKNOWN
@@ -165,7 +167,7 @@ class Survey:
     def _field(self, node: nodes.Getattr | nodes.Getitem, place: _Point) -> Shape:
         key = node.attr if isinstance(node, nodes.Getattr) else None
         if isinstance(node, nodes.Getitem):
-            self._whole(node.arg, place._replace(lenient=False))
+            self._whole(node.arg, place._replace(lenient=False) if isinstance(node.arg, nodes.Slice) else place)
             key = node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
         if key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in place.bound:
             self._fact(node.node, of_value=key != "_state")
@@ -209,7 +211,7 @@ class Survey:
         """
         self.reads[node.name] = None
         if of_value:
-            self.values[node.name] = None
+            self.values[node.name] = self.facts[node.name] = None
         if self.known is None or node.name in self.known.steps:
             return
         if node.name in self.known.shapes:

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.running.results import FailureKind
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepQuestion:
     """What is really asked, once, for a row.
@@ -27,6 +29,7 @@ class StepQuestion:
     share: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptAnswer:
     """An answer that is valid: ``value`` is JSON data, ``facts`` more about it (calls, cost in dollars, model, seconds)."""
@@ -36,6 +39,7 @@ class KeptAnswer:
     shared: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFailure:
     """Why a question is not asked (again) in this run: an earlier failure that asking would only repeat, or its place.

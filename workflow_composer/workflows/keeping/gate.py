@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from workflow_composer.batch.run.limiter import OVERLOAD, Limiter
@@ -85,21 +85,22 @@ class CallGate:
         """How many are."""
         return self._limiter.in_flight
 
-    @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[None]:
-        """Wait until one more may be under way, and be it."""
+    def __call__(self) -> PlaceOfCall:
+        """Return a context for one more that is under way; entering it waits until it may be."""
+        return PlaceOfCall(self)
+
+    async def enter(self) -> None:
+        """Wait until one more may be under way."""
         if (self._waiting or not self._has_room) and not self._stop():
             await self._turn()
         else:
             self._limiter.begin()
-        well = False
-        try:
-            yield
-            well = True
-        finally:
-            self._limiter.end(well=well)
-            self._cap.ended(well=well)
-            self._pass_on()
+
+    def leave(self, *, well: bool) -> None:
+        """End one that was under way; ``well``: without an error."""
+        self._limiter.end(well=well)
+        self._cap.ended(well=well)
+        self._pass_on()
 
     async def _turn(self) -> None:
         """Wait for a place, which is then taken."""
@@ -135,6 +136,21 @@ class CallGate:
             self._cap.refused(self.in_flight)
         elif found:
             self._limiter.overloaded(found[0])
+
+
+class PlaceOfCall(AbstractAsyncContextManager[None]):
+    """One that is under way."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: CallGate) -> None:
+        self._gate = gate
+
+    async def __aenter__(self) -> None:
+        await self._gate.enter()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._gate.leave(well=kind is None)
 
 
 class OneAtATime:

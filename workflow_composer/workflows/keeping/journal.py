@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
-from workflow_composer.storage.lines import encoded
+from workflow_composer.storage.lines import encoded, encoded_fast
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.keeping.index import EntryIndex
@@ -216,7 +216,7 @@ class WorkflowJournal:
 
 def entry_line(row: str, kind: str, digest: str, cost: float, fields: Mapping[str, Any]) -> bytes:
     """Return the line of an entry, with its checksum."""
-    rest = encoded(fields)[1:]  # without the opening brace
+    rest = encoded_fast(fields)[1:]  # without the opening brace
     said = f',"row":"{row}","kind":"{kind}","digest":"{digest}","cost":{max(cost, 0.0):.12g},'.encode() + rest
     return b'{"sum":"%08x"' % zlib.crc32(said[:-1]) + said
 

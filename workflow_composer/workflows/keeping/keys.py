@@ -6,6 +6,7 @@ everything that a prompt reads.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ from workflow_composer.workflows.definition.model import (
     Reading,
     Step,
 )
+from workflow_composer.workflows.definition.routes import models_for
 from workflow_composer.workflows.keeping.answers import StepQuestion
 
 if TYPE_CHECKING:
@@ -52,8 +54,7 @@ def digest_of_data(value: Any, digits: int = _DIGITS) -> str:
     >>> digest_of_data({"a": 1, "b": "x"}) == digest_of_data({"b": "x", "a": 1}), digest_of_data(1) == digest_of_data("1")
     (True, False)
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_as_data)
-    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
+    return hashlib.blake2b(_encode(value).encode(), digest_size=digits // 2).hexdigest()
 
 
 def _as_data(value: Any) -> Any:
@@ -61,6 +62,9 @@ def _as_data(value: Any) -> Any:
         return as_data(value)
     except TypeError:
         return str(value)  # dates and decimals of a Parquet table
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_as_data).encode
 
 
 def question_of(
@@ -82,15 +86,17 @@ def question_of(
     `StepMeanings.of` returns for the step.
     """
     parts = {**meaning, **{name: digest_of_data(value, _PART_DIGITS * 2) for name, value in asked.items()}}
-    whole = {name: digest for name, digest in parts.items() if name != WRITTEN}
-    return StepQuestion(
-        row=row, place=place, digest=digest_of_data([FORMAT, kind_of(step), whole]), parts=parts, share=step.share
-    )
+    # The same text as that of the data [FORMAT, kind, parts]: names and digests need no escapes.
+    whole = ",".join([f'"{name}":"{parts[name]}"' for name in sorted(parts) if name != WRITTEN])
+    text = f'[{FORMAT},"{kind_of(step)}",{{{whole}}}]'
+    digest = hashlib.blake2b(text.encode(), digest_size=_DIGITS // 2).hexdigest()
+    return StepQuestion(row=row, place=place, digest=digest, parts=parts, share=step.share)
 
 
 _ITEMS = re.compile(r"\[\d+\]|[#~]\d+|\.(?:rows|parts)\d+(?=\[)")
 
 
+@functools.lru_cache(maxsize=4096)
 def path_of(place: str) -> str:
     """Return the path of a step from a place.
 
@@ -153,6 +159,8 @@ class StepMeanings:
         body = step.body
         if isinstance(body, PromptBody):
             found |= self._model(step.model, step.task)
+            if step.labels.private and self._config.allow_cloud and self._reaches_cloud(step):
+                found["models"] = "own"  # other models answer than for the same question of a step that is not private
             found |= {"temperature": step.temperature, "tokens": step.tokens, "tools": [dict(t) for t in body.tools or ()]}
             found["context"] = list(self._context_of(step))
             found[WRITTEN] = [body.prompt.text, None if body.system is None else body.system.text]
@@ -161,6 +169,9 @@ class StepMeanings:
         elif isinstance(body, HumanBody):
             found[WRITTEN] = body.prompt.text
         return found
+
+    def _reaches_cloud(self, step: Step) -> bool:
+        return any(not spec.local for spec in models_for(self._config, step.model, step.task))
 
     def _model(self, model: str | None, task: str | None) -> dict[str, Any]:
         """Return the models and votes of a target, or of a task."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workflow_composer.answers.form import EMPTY_REPLY
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
 from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, JournalEntry, WorkflowJournal
@@ -64,6 +65,7 @@ class StepCounts:
         self.why += other.why
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Lineage:
     """Where one answer comes from: its question's digest, and the facts that were kept with it."""
@@ -96,7 +98,11 @@ class RunCounts(dict[str, StepCounts]):
 
     def at(self, place: str) -> StepCounts:
         """Return those of a place's path."""
-        return self.setdefault(path_of(place), StepCounts())
+        path = path_of(place)
+        found = self.get(path)
+        if found is None:
+            found = self[path] = StepCounts()
+        return found
 
 
 class RowKeeper:
@@ -150,7 +156,8 @@ class RowKeeper:
         counts.kept += 1
         self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts)
         counts.kept_cost += cost_of(found.answer.facts)
-        counts.kept_models.update(_served_by(found.answer.facts))
+        for served in _served_by(found.answer.facts):
+            counts.kept_models[served] += 1
         return found.answer
 
     def _of_others(self, question: StepQuestion, counts: StepCounts) -> KeptAnswer | None:
@@ -269,7 +276,8 @@ class RowKeeper:
         counts.cost += cost
         self.cost += cost
         counts.seconds += seconds
-        counts.models.update(_served_by(facts))
+        for served in _served_by(facts):
+            counts.models[served] += 1
         return cost
 
 
@@ -293,6 +301,7 @@ _NAMED = {
     "form": "its answer's form changed",
     "model": "its model changed",
     "target": "its model changed",
+    "models": "the models that it may use changed",
     "votes": "its votes changed",
     "temperature": "its temperature changed",
     "tokens": "its token limit changed",

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from workflow_composer.batch.asking.table_output import plain
 from workflow_composer.storage.lines import WrittenNumber, kind
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.definition.model import InputType, Step, Workflow
 from workflow_composer.workflows.keeping.keys import digest_of_data
@@ -46,6 +47,7 @@ class RunTable(Protocol):
         ...
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RunRow:
     """A row: its number from 0, its place for messages (file and line), its id, and its inputs as JSON data.

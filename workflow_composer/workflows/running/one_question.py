@@ -123,14 +123,12 @@ class _Question:
         limits = [limit for limit in (self.step.timeout, self.spot.left()) if limit is not None and limit < math.inf]
         if self._purse is None:
             self._purse = self.spot.purse.begin()
-        sent = changed(
-            request,
-            timeout=max(0.0, min(limits)) if limits else None,
-            purse=self._purse,
-            private=request.private or self.step.labels.private,
-        )
+        private = request.private or self.step.labels.private
+        if limits or self._purse is not None or private != request.private:
+            seconds = max(0.0, min(limits)) if limits else None
+            request = changed(request, timeout=seconds, purse=self._purse, private=private)
         try:
-            response = await self.spot.world.ask(sent)
+            response = await self.spot.world.ask(request)
         except Exception as error:
             attempts = getattr(error, "attempts", ())
             self.spent += sum(one.cost for one in attempts)
@@ -199,9 +197,10 @@ class _PromptQuestion(_Question):
     async def answer(self) -> KeptAnswer:
         """Ask the model, and its stronger ones while the answer has not the form or does not pass the check."""
         assert self.form is not None  # a prompt always has one
-        said = "\n".join(one for one in (self.system, self.prompt, self.form.instructions()) if one)
-        if (told := too_long_for(said, self.spot.world.room(self.step))) is not None:
-            raise StepFailure(kind="too_long", reason=told)
+        if (room := self.spot.world.room(self.step)) is not None:
+            said = "\n".join(one for one in (self.system, self.prompt, self.form.instructions()) if one)
+            if (told := too_long_for(said, room)) is not None:
+                raise StepFailure(kind="too_long", reason=told)
         response = await self.paid(self._request())
         judged = 0 if self.acceptance is None else self.acceptance.calls
         more = {"cost": self.spent, "judged": judged} if judged else {}
@@ -326,10 +325,10 @@ async def _answered(made: _Question) -> KeptAnswer:
     stopped = spot.world.stopped
     _refuse_if_stopped(stopped)
     try:
-        async with asyncio.timeout_at(None if math.isinf(spot.ends) else spot.ends), spot.world.gate():
-            _refuse_if_stopped(stopped)
-            async with asyncio.timeout(None if isinstance(made, _PromptQuestion) else step.timeout):
-                return await made.answer()
+        if math.isinf(spot.ends):
+            return await _at_the_gate(made)
+        async with asyncio.timeout_at(spot.ends):
+            return await _at_the_gate(made)
     except (_Stopped, StepFailure):
         raise
     except ValueFault as fault:
@@ -347,6 +346,15 @@ async def _answered(made: _Question) -> KeptAnswer:
         raise of_error(error, private=step.labels.private) from error  # an error of one question must not end the others
     finally:
         made.settle()
+
+
+async def _at_the_gate(made: _Question) -> KeptAnswer:
+    async with made.spot.world.gate():
+        _refuse_if_stopped(made.spot.world.stopped)
+        if made.step.timeout is None or isinstance(made, _PromptQuestion):  # whose request has the limit
+            return await made.answer()
+        async with asyncio.timeout(made.step.timeout):
+            return await made.answer()
 
 
 def _refuse_if_stopped(stopped: StopSign) -> None:

@@ -61,10 +61,11 @@ async def run_over_rows(step: Step, rows: AsyncIterable[RowOutcome], world: Worl
 
 async def _by_group(step: Step, groups: Sequence[_RowGroup], over: _Over, spot: Spot) -> StepResult:
     async def one(at: int) -> StepResult:
-        found = await over.reduced(groups[at], f"{step.name}[{at}]", f"group {_shown(groups[at].key)}")
+        key = str(at + 1) if step.labels.private else _shown(groups[at].key)
+        found = await over.reduced(groups[at], f"{step.name}[{at}]", f"group {key}")
         return tolerated(step, found, spot)
 
-    items = await each(len(groups), one)
+    items = await each(len(groups), one, spot.world.at_once)
     result = together(items, what="group")
     value = [  # also where a group has failed, for the table of the groups; nothing else reads a step that is not done
         {"group": group.key, "rows": len(group.rows), "value": item.value} for group, item in zip(groups, items, strict=True)
@@ -128,7 +129,10 @@ class _Taken:
 
     def notes(self) -> tuple[str, ...]:
         """Return in words how many rows were left out, and why."""
-        return tuple(f"{len(numbers):,} rows left out: {why}" for why, numbers in self._left_out.items())
+        return tuple(
+            f"{len(numbers):,} row{'s' if len(numbers) > 1 else ''} left out: {why}"
+            for why, numbers in self._left_out.items()
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- folding
@@ -196,7 +200,7 @@ class _Over:
                 return StepResult(state="done", value=parts[at][0])
             return await ask(step, names.inner({name: list(parts[at])}), self._spot, f"{place}[{at}]")
 
-        return await each(len(parts), one)
+        return await each(len(parts), one, self._spot.world.at_once)
 
     def _divided(self, step: Step, name: str, items: Sequence[Any], names: Scope) -> list[Sequence[Any]]:
         """Divide items into parts that fit into one prompt; without a known limit, they are one part."""

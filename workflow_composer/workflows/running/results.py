@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from workflow_composer.support.fast_dataclass import changed, quick
 from workflow_composer.types import EMPTY
 
 State = Literal["done", "skipped", "failed", "waiting", "withheld", "not_run"]
@@ -27,6 +28,7 @@ class ValueFault(Exception):
         self.message, self.hint = message, hint
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """What became of a step of a row, or of an item of it.
@@ -56,7 +58,7 @@ class StepResult:
     def having_used(self, parts: Iterable[StepResult]) -> StepResult:
         """Return it with the calls, the money and the time of these parts together."""
         parts = tuple(parts)
-        return replace(
+        return changed(
             self,
             attempts=sum(one.attempts for one in parts),
             cost=sum(one.cost for one in parts),
@@ -77,6 +79,7 @@ class StepResult:
 _NOT_YET = StepResult(state="not_run")
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Names and what they stand for: inputs, items of loops, and results of steps. `inner` adds names for an item."""
@@ -99,6 +102,7 @@ class Scope:
         return Scope({**self.plain, **plain}, {**self.results, **results})
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutcome:
     """What became of a row.

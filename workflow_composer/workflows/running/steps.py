@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +14,7 @@ from workflow_composer.workflows.definition.model import ForEach, NestedBody, Pr
 from workflow_composer.workflows.running.failing import of_value
 from workflow_composer.workflows.running.one_question import Spot, ask, released
 from workflow_composer.workflows.running.results import Scope, State, StepResult, ValueFault
-
-_AT_ONCE = 64
-"""Items of one list that are begun at once; how many calls they make at once is for the run's gate."""
+from workflow_composer.workflows.running.world import World
 
 _MISSING: Mapping[State, str] = {
     "skipped": "which was skipped",
@@ -33,7 +32,12 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
     """
     results: dict[str, StepResult] = dict(names.results)
     inside = Scope(names.plain, results)
-    left = {name: read_by(steps[name]) & set(order) for name in order}
+    if spot.world.at_once == 1:
+        for name in order:
+            results[name] = await run_step(steps[name], inside, spot)
+        return {name: results[name] for name in order}
+    among = frozenset(order)
+    left = {name: read_by(steps[name]) & among for name in order}
     running: dict[asyncio.Task[StepResult], str] = {}
     try:
         while left or running:
@@ -57,7 +61,9 @@ async def run_steps(steps: Mapping[str, Step], order: Sequence[str], names: Scop
 
 def read_by(step: Step) -> frozenset[str]:
     """Return the names that a step and the steps within it read."""
-    inner = () if step.for_each is None else step.for_each.steps.values()
+    if step.for_each is None:
+        return (step.reads | step.needs) - {step.name}
+    inner = step.for_each.steps.values()
     return (step.reads | step.needs).union(*(read_by(one) for one in inner)) - {step.name}
 
 
@@ -156,7 +162,8 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         reason = f"`{loop.items.text}` has {len(items):,} items, and at most {loop.at_most:,} are allowed (at_most)"
         return StepResult(state="failed", kind="value", reason=reason)
     gone = _not_done(loop.items, items, names)
-    least, left = (len(items) - len(gone)) * _calls_of_each(step, loop), spot.world.calls_left()
+    left = spot.world.calls_left()
+    least = 0 if left == math.inf else (len(items) - len(gone)) * _calls_of_each(step, loop, spot.world)
     if least > left:
         reason = f"its {len(items):,} items need {least:,} calls, and all steps together may make {left:,} more (most_calls)"
         return StepResult(state="failed", kind="budget", reason=reason)
@@ -171,17 +178,42 @@ async def _over_items(step: Step, loop: ForEach, names: Scope, spot: Spot, place
         return result
 
     watch = None if spot.prefix else spot.world.watch
-    return together(await each(len(items), one))
+    return together(await each(len(items), one, spot.world.at_once))
 
 
-def _calls_of_each(step: Step, loop: ForEach) -> int:
-    """Return how many calls an item makes at least: those of its questions to models that have no condition."""
-    inner = [step] if step.body is not None else [one for one in loop.steps.values() if one.for_each is None]
-    return sum(isinstance(one.body, PromptBody) and one.when is None for one in inner)
+def _calls_of_each(step: Step, loop: ForEach, world: World) -> int:
+    """Return how many calls an item makes at least, if nothing of it fails."""
+    if step.when is not None and step.per_item:
+        return 0
+    return _sure_calls(loop.steps, loop.order, world) if step.body is None else _calls_of_one(step, world)
 
 
-async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[StepResult]:
-    """Return ``do(number)`` for the numbers from 0, in their order; many run at once, each begun in its turn."""
+def _sure_calls(steps: Mapping[str, Step], order: Sequence[str], world: World) -> int:
+    """Return the calls of these steps that depend on no condition and on no list."""
+    unsure: set[str] = set()
+    calls = 0
+    for name in order:
+        step = steps[name]
+        if step.when is not None or step.needs & unsure:
+            unsure.add(name)
+        elif step.for_each is None:
+            calls += _calls_of_one(step, world)
+    return calls
+
+
+def _calls_of_one(step: Step, world: World) -> int:
+    judged = step.accept is not None and isinstance(step.accept.body, PromptBody)
+    if isinstance(step.body, NestedBody):
+        flow = step.body.workflow
+        return _sure_calls(flow.steps, flow.order, world) + judged
+    return (world.calls_of(step) if isinstance(step.body, PromptBody) else 0) + judged
+
+
+async def each(count: int, do: Callable[[int], Awaitable[StepResult]], at_once: int) -> list[StepResult]:
+    """Return ``do(number)`` for the numbers from 0, in their order; so many run at once, each begun in its turn.
+
+    How many calls they make at once is for the run's gate.
+    """
     found: dict[int, StepResult] = {}
     numbers = iter(range(count))
 
@@ -191,7 +223,7 @@ async def each(count: int, do: Callable[[int], Awaitable[StepResult]]) -> list[S
 
     if count == 1:
         return [await do(0)]
-    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, _AT_ONCE))]
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(count, at_once))]
     try:
         await asyncio.gather(*tasks)
     finally:

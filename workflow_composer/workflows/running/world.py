@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from workflow_composer.workflows.definition.model import Step
     from workflow_composer.workflows.running.results import StepResult
 
+AT_ONCE = 64
+"""Items of one list that are begun at once; how many calls they make at once is for the run's gate."""
+
 
 class StopSign(asyncio.Event):
     """Set when no new call may start; what is under way is finished. ``why`` is the reason in words, of the first call."""
@@ -109,6 +112,11 @@ def any_number() -> float:
     return math.inf
 
 
+def one_call(step: Step) -> int:
+    """Return 1: a question is a call."""
+    return 1
+
+
 def no_room_known(step: Step) -> int | None:
     """Return None: nothing is known of how long a prompt may be."""
     return None
@@ -126,7 +134,9 @@ class World:
     ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
-    ``calls_left`` how many calls all steps together may still make. ``watch`` sees steps begin and end.
+    ``calls_left`` how many calls all steps together may still make, ``calls_of`` how many of these a question of a step
+    takes at least. ``at_once`` items of a list are begun at once; with 1, steps of a row are, too, done one after another,
+    in the file's order, which then depends on no answer. ``watch`` sees steps begin and end.
     """
 
     ask: Callable[[LLMRequest], Awaitable[LLMResponse]]
@@ -142,4 +152,6 @@ class World:
     room: Callable[[Step], int | None] = no_room_known
     now: Callable[[], float] = time.time
     calls_left: Callable[[], float] = any_number
+    calls_of: Callable[[Step], int] = one_call
+    at_once: int = AT_ONCE
     watch: StepWatch | None = None

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.server.examples import Sent
 from tests.unit.server.test_app import Parted
 from workflow_composer.errors import ProfileError, ServerFailed, TooManyCalls
+from workflow_composer.server.api import workflow_answers
 from workflow_composer.types import Chunk
 from workflow_composer.workflows.serving import CallAllowance
 
@@ -154,6 +155,54 @@ async def test_a_row_that_is_partial_is_answered_with_a_warning(service):
     status, body, headers = await asked(one, one.key(), "workflow:part")
     assert (status, json.loads(body["choices"][0]["message"]["content"])) == (200, {"a": "one x", "b": None})
     assert headers["x-workflow-composer-warning"].startswith("b: ")
+
+
+async def test_a_stream_that_is_silent_for_long_shows_that_it_is_alive(service, monkeypatch):
+    monkeypatch.setattr(workflow_answers, "SILENT", 0.02)
+    one = service()
+    backend = one.orchestrator._active.endpoints["m"].backend
+    complete, exchange = backend.complete, made(one.key(), stream=True)
+
+    async def slow(call):
+        while b"\n\n" not in exchange.written:
+            await asyncio.sleep(0.01)
+        return await complete(call)
+
+    backend.complete = slow
+    assert await asyncio.wait_for(one.app.serve(exchange), 60) is None
+    lines = exchange.written.split(b"\n\n")
+    assert lines[0].startswith(b": ")
+    told = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+    assert "".join(one["choices"][0]["delta"].get("content") or "" for one in told) == "two one x"
+    assert lines[-2:] == [b"data: [DONE]", b""]
+    assert dict(exchange.trailers)["x-workflow-composer-steps"].endswith("b;state=done;calls=1")
+
+
+async def test_a_stream_that_fails_after_it_showed_that_it_is_alive_ends_with_the_error(service, monkeypatch):
+    monkeypatch.setattr(workflow_answers, "SILENT", 0.02)
+    one = service()
+    exchange = made(one.key(), stream=True)
+
+    async def failing(call):
+        while not exchange.written:
+            await asyncio.sleep(0.01)
+        raise ServerFailed("no")
+
+    one.orchestrator._active.endpoints["m"].backend.complete = failing
+    assert await asyncio.wait_for(one.app.serve(exchange), 60) is None
+    assert b'"error"' in exchange.written
+    assert b"[DONE]" not in exchange.written
+    assert dict(exchange.trailers)["x-workflow-composer-steps"].startswith("a;state=failed;calls=1")
+
+
+async def test_the_tokens_of_a_message_to_a_workflow_are_estimated(service):
+    one = service()
+    body = {"model": "workflow:chain", "messages": [{"role": "user", "content": "x" * 400}]}
+    for model, status in (("workflow:chain", 200), ("workflow:none", 404)):
+        headers = {"authorization": f"Bearer {one.key()}"}
+        reply = await one.app.serve(Sent("POST", "/v1/messages/count_tokens", {**body, "model": model}, headers=headers))
+        assert reply.status == status, reply.body
+        assert model.endswith("none") or 50 < json.loads(reply.body)["input_tokens"] < 400
 
 
 async def test_what_the_client_does_not_wait_for_is_not_asked(service):

@@ -18,6 +18,7 @@ CONFIG = StrategyConfig(
     fallback=["remote"],
 )
 OWN = "s: {model: small, prompt: '{{ note }}'%s}"
+CHOICES = ", answer: ['yes', 'no'], release: choices"
 FAR = "r: {model: remote, prompt: '{{ id }}'%s}"
 
 
@@ -60,6 +61,10 @@ REFUSED = {
         "note -> s -> r",
     ),
     "number of tries": ([OWN % "", "r: {model: remote, prompt: '{{ s._attempts }}'}"], "note -> s -> r"),
+    "tries of a released step": ([OWN % CHOICES, "r: {model: remote, prompt: '{{ s._attempts }}'}"], "note -> s -> r"),
+    "cost of a released step": ([OWN % CHOICES, "r: {model: remote, prompt: '{{ s._cost }}'}"], "note -> s -> r"),
+    "who answered a released step": ([OWN % CHOICES, FAR % ", when: s._model == 'small'"], "note -> s -> r"),
+    "error of a released step": ([OWN % CHOICES, FAR % ", when: s._error is given"], "note -> s -> r"),
     "error": ([OWN % "", "r: {model: remote, prompt: '{{ s._error | default(1) }}'}"], "note -> s -> r"),
     "length": ([FAR % ", when: len(note) > 3"], "note -> r"),
     "default": (["r: {model: remote, prompt: '{{ note | default(1) }}'}"], "note -> r"),
@@ -92,6 +97,7 @@ ALLOWED = {
     "released choices": ([OWN % ", answer: ['yes', 'no'], release: choices", FAR % ", when: s == 'yes'"]),
     "released by a check": ([OWN % ", release: {check: {command: [cat]}}", "r: {model: remote, prompt: '{{ s }}'}"]),
     "routed": (["s: {task: any, prompt: '{{ note }}'}"]),
+    "value and state of a released step": ([OWN % CHOICES, "r: {model: remote, prompt: '{{ s }} {{ s._state }}'}"]),
     "state of a step that always runs": ([OWN % "", FAR % ", when: s is done"]),
     "rows that are done": (
         [
@@ -124,6 +130,19 @@ def test_labels(load):
 )
 def test_bits_of_closed_answers(load, answer, bits):
     assert load(OWN % f", answer: {answer}, release: choices").steps["s"].labels.bits == pytest.approx(bits)
+
+
+@pytest.mark.parametrize(("default", "bits"), [("null", 1.584962500721156), ("a", 1.0)])
+def test_a_null_as_default_is_one_answer_more(load, default, bits):
+    step = OWN % f", answer: [a, b], release: choices, on_error: {{default: {default}}}"
+    assert load(step).steps["s"].labels.bits == pytest.approx(bits)
+
+
+def test_where_a_state_is_told_is_noted(load):
+    made = load(OWN % "", FAR % ", when: s is done", "q: {model: small, prompt: 'x', when: s is done}")
+    (note,) = [one for one in made.notes if "tells whether" in one and one.startswith("r ")]
+    assert "note" in note
+    assert not any("tells whether" in one for one in load(OWN % "", FAR % "").notes)
 
 
 @pytest.mark.parametrize("answer", ["text", "number", "[text]", "{x: [a, b], y: text}", "[[a, b]]"])

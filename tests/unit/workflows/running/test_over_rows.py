@@ -66,6 +66,19 @@ async def test_a_row_that_does_not_fit_alone_is_named(bench):
     assert made.prompts[-1] == "join [short][short too]"
 
 
+async def test_a_private_group_is_told_by_its_number(bench):
+    made = bench(lambda model, prompt: "ok" if prompt.startswith("join") else echo(model, prompt))
+    rows = [{"g": "Ann Lee", "t": "short"}, {"g": "Ann Lee", "t": "word " * 200}, {"g": "Bo Ek", "t": "word " * 200}]
+    flow = made.flow(GROUPS.replace("g: json", "g: private"))
+    outcomes = await made.run(flow, *rows)
+    made.room = 50
+    found = await run_over_rows(flow.steps["each"], one_by_one(outcomes), made.world())
+    told = "\n".join([*found.notes, found.reason, *(one.reason for one in found.items)])
+    assert "group 1" in told
+    assert "group 2: no row" in told
+    assert not any(name in told for name in ("Ann", "Bo"))
+
+
 async def test_without_fold_a_group_that_does_not_fit_fails(bench):
     made = bench(echo)
     flow = made.flow(GROUPS.replace('fold: "fold', 'system: "fold').replace("{% for p in parts %}<{{ p }}>{% endfor %}", ""))
@@ -80,7 +93,7 @@ async def test_failed_rows_are_left_out_and_counted(bench):
     rows = [{"g": "A", "t": str(at)} for at in range(3)]
     outcomes, results = await made.over(made.flow(GROUPS), *rows)
     assert results["each"].value == [{"group": "A", "rows": 2, "value": "join [0][2]"}]
-    assert results["each"].notes == ("1 rows left out: the row is failed",)
+    assert results["each"].notes == ("1 row left out: the row is failed",)
     assert [one.state for one in outcomes] == ["done", "failed", "done"]
 
 
@@ -102,7 +115,7 @@ async def test_rows_that_read_a_step_of_the_run_wait_for_it(bench):
     assert made.calls == 0
     outcomes, results = await made.over(flow, {"n": 1}, {"n": 2}, {"n": 3})
     assert results["s"].value == "S(2,3,)"
-    assert results["s"].notes == ("1 rows left out: not `n > 1`",)
+    assert results["s"].notes == ("1 row left out: not `n > 1`",)
     assert results["t"].value == "S(after S(2,3,))"
     assert outcomes[1].output == {"own": "S(own 2 S(2,3,))", "t": results["t"].value}
     assert len([one for one in made.prompts if one.startswith("after")]) == 1
@@ -114,7 +127,7 @@ async def test_keep_decides_alone(bench, keep, left):
     flow = made.flow(GROUPS.replace("group_by: g", f"keep: '{keep}'"))
     _, results = await made.over(flow, *({"g": "A", "t": str(at)} for at in range(2)))
     assert results["each"].value == "join [0]"
-    assert results["each"].notes == (f"1 rows left out: {left}",)
+    assert results["each"].notes == (f"1 row left out: {left}",)
 
 
 async def test_a_group_of_which_no_row_fits_fails_and_the_others_stand(bench):
