@@ -39,6 +39,7 @@ from workflow_composer.runtime.resources import (
     OrchestratorStatus,
     ResourceDetector,
     detect_strategy,
+    served_models,
     unprobed,
 )
 from workflow_composer.runtime.snapshot import Snapshot, build
@@ -158,7 +159,6 @@ class ModelOrchestrator(ActiveStrategy):
 
         ``schema`` is what the answer must be: a pydantic model or another type, a JSON Schema, or a form (`output_form`).
         The response's ``value`` is then the answer as data, of a pydantic model an instance; None if it has another form.
-
         Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
         unchanged any `ModelError` for which no other model is tried.
         """
@@ -344,7 +344,7 @@ class ModelOrchestrator(ActiveStrategy):
         """Run a workflow over rows; see `workflow_composer.workflows.from_python.run_workflow`."""
         from workflow_composer.workflows.from_python import run_workflow
 
-        return await run_workflow(self, workflow, rows, **options)
+        return await run_workflow(self, workflow, rows, served=served_models, **options)
 
     def plan(self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]) -> Plan:
         """Return the plan for a request; sends nothing."""

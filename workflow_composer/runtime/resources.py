@@ -347,3 +347,28 @@ class OrchestratorStatus:
     models: tuple[str, ...]
     in_process: tuple[str, ...]
     broken_plugins: tuple[str, ...]
+
+
+async def served_models(config: StrategyConfig) -> dict[str, dict[str, str]]:
+    """Ask one's own servers which models they serve, where the profile does not name one; within about two seconds.
+
+    Return, by the model's or the role's name, ``model`` and, for the roles of a fleet, the ``engine`` of its registry. A
+    server that does not answer is left out.
+    """
+    open_ones = {spec.endpoint or name for name, spec in config.models.items() if spec.local and spec.model is None}
+    if not open_ones:
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    endpoints = (await ResourceDetector(config).adetect(slurm=False)).endpoints
+    for name in open_ones & endpoints.keys():
+        replicas = endpoints[name].replicas or (endpoints[name],)
+        models = sorted({one.models[0] for one in replicas if one.healthy and one.models})
+        if not models:
+            continue
+        found[name] = {"model": " and ".join(models)}
+        if name in config.vllm_endpoints:
+            finder = Finder(config, name, os.environ)
+            await finder.places()
+            if engines := sorted({entry.engine for entry in finder.entries if entry.engine}):
+                found[name]["engine"] = " and ".join(engines)
+    return found

@@ -101,9 +101,9 @@ class Snapshot:
                 specs = self.config.resolve(target)
             except RoutingError as error:
                 if is_routing_string(target):
-                    error.public = (
-                        f"no router of this profile takes routing strings such as {target!r} (cascade is not in it)"
-                    )
+                    listed = any(router.name == "cascade" for router in self.routers)
+                    why = "cascade must stand before its other routers" if listed else "cascade is not in it"
+                    error.public = f"no router of this profile takes routing strings such as {target!r} ({why})"
                 raise
             found = self._candidates[target] = tuple(self.endpoints[spec.name].candidate for spec in specs)
         return found

@@ -6,25 +6,27 @@ import asyncio
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.batch.asking.table_output import JOURNAL
 from workflow_composer.batch.run.run_batch import Shown, whole_number
 from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.errors import InputError
 from workflow_composer.workflows.building import WorkflowBuilder
 from workflow_composer.workflows.definition.model import Workflow
-from workflow_composer.workflows.keeping.journal import JOURNAL
 from workflow_composer.workflows.keeping.written import written_row
 from workflow_composer.workflows.opening import opened
-from workflow_composer.workflows.run import ModelSource, RunOptions, WorkflowRun
+from workflow_composer.workflows.run import ModelSource, RunOptions, WorkflowRun, nothing_served
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
+    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.workflows.keeping.outcomes import OutcomeSpool
+    from workflow_composer.workflows.keeping.versions import ServedModels
     from workflow_composer.workflows.step_kinds import StepKind
 
 
@@ -107,13 +109,15 @@ async def run_workflow(
     budget: Mapping[str, float] | None = None,
     concurrency: int | None = None,
     progress: bool | Callable[[Tally], None] = False,
+    served: Callable[[StrategyConfig], Awaitable[ServedModels]] = nothing_served,
 ) -> WorkflowResult:
     """Run a workflow over rows, or go on with a run: an answer in the journal is asked again only if its question differs.
 
     ``output`` is a table to write (.csv, .tsv, .jsonl, .parquet). ``journal`` keeps the answers, in a file whose name ends
     with ``.journal`` (None: the one beside the output; without either, nothing is kept). ``budget`` is ``{"row": dollars,
     "run": dollars}``, in place of the workflow's own; ``concurrency`` the most calls at a time (None: adaptive).
-    ``progress``: True shows it on standard error, a function is called with the tally after each row.
+    ``progress``: True shows it on standard error, a function is called with the tally after each row. ``served``: see
+    `WorkflowRun`; it is asked if answers are kept.
 
     A step's failure is part of its row, and raises nothing. Raises `InputError` for wrong arguments or rows, or if the
     journal is in use, `WorkflowFileError` with all faults of the workflow, and any exception of ``progress``. However the
@@ -132,7 +136,8 @@ async def run_workflow(
         place = kept
         if kept is None and target is None:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workflow-"))) / f"run{JOURNAL}"
-        run = stack.enter_context(WorkflowRun(made, table, target, models, options, journal=place))
+        served = nothing_served if place is not kept else served
+        run = stack.enter_context(WorkflowRun(made, table, target, models, options, journal=place, served=served))
         report = await run.run(progress=show)
         if isinstance(show, Shown):
             show.end()

@@ -11,12 +11,14 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.batch.asking.table_output import journal_beside
+from workflow_composer.batch.keeping.identity import meaning_of
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
@@ -25,7 +27,7 @@ from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.types import ANY_TASK
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
-from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
+from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
@@ -33,6 +35,7 @@ from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnsw
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
 from workflow_composer.workflows.keeping.rows import RowSource, RunRow, RunTable
 from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
+from workflow_composer.workflows.keeping.versions import RunVersions, ServedModels, models_by_path
 from workflow_composer.workflows.keeping.written import WrittenTables
 from workflow_composer.workflows.live_runs import LiveRun, RunBoard, new_run_id
 from workflow_composer.workflows.programs.digests import WorkflowSources
@@ -55,6 +58,11 @@ _GRACE = 3.0
 
 _NOT_AMONG = "not asked: its row is not among --rows"
 _NOT_ONLY = "not asked: --only names another step"
+
+
+async def nothing_served(config: StrategyConfig) -> ServedModels:
+    """Return nothing: no server is asked what it serves."""
+    return {}
 
 
 class ModelSource(Protocol):
@@ -108,12 +116,14 @@ class AskedAgain:
     """What a run will ask again, by step; ``scale`` is the share of rows that were looked at, inverted.
 
     ``following`` answers (with their dollars) may be asked again too, if what they follow from turns out differently.
+    ``notes`` say what else has changed.
     """
 
     scale: float = 1.0
     counts: RunCounts = field(default_factory=RunCounts)
     following: int = 0
     following_cost: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def follow(self, keeper: RowKeeper) -> None:
         """Count what may follow in a row, if something is asked again in it."""
@@ -177,6 +187,7 @@ class WorkflowRun:
     """A run of a workflow over a table. Use as a context manager: it holds the journal's lock. Raises `InputError`.
 
     ``output`` is the table to write (None: none), ``journal`` the file of answers; None: the one beside ``output``.
+    ``served`` asks one's own servers, once, which models they serve where the profile does not name one.
     ``board`` shows the run to others while it goes on; ``live`` is what it shows.
     """
 
@@ -190,6 +201,7 @@ class WorkflowRun:
         *,
         journal: Path | None = None,
         now: Callable[[], float] = time.time,
+        served: Callable[[StrategyConfig], Awaitable[ServedModels]] = nothing_served,
         board: RunBoard | None = None,
     ) -> None:
         self.options = options = options or RunOptions()
@@ -200,10 +212,7 @@ class WorkflowRun:
             row_budget=workflow.row_budget if options.row_budget is None else options.row_budget,
         )
         self.table, self.output, self.models = table, output, models
-        if journal is None:
-            if output is None:
-                raise InputError("a run needs an output or a journal", hint="name one of them")
-            journal = journal_beside(output)
+        journal = _journal_of(output) if journal is None else journal
         self.written = WrittenTables(self.workflow, output, table, journal)
         self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
         self.journal = WorkflowJournal.open(journal)
@@ -212,6 +221,8 @@ class WorkflowRun:
         self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
         self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
         self.people = PeopleAnswers(answers_beside(self.journal.path))
+        self._versions, self._served, self._now = RunVersions(self.journal), served, now
+        self._models_of: Mapping[str, frozenset[str]] = {}
         self.counts, self.tally = RunCounts(), Tally(len(self.source))
         self._known = self.journal.counts.answers > 0
         self._spool = OutcomeSpool()
@@ -250,8 +261,10 @@ class WorkflowRun:
 
     # ------------------------------------------------------------------------------------------------------------ asking
 
-    def _question(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
-        return question_of(step, row=row, place=place, asked=asked, meaning=self._meanings.of(step))
+    def _question(
+        self, step: Step, *, row: str, place: str, asked: Mapping[str, Any], release: bool = False
+    ) -> StepQuestion:
+        return question_of(step, row=row, place=place, asked=asked, meaning=self._meanings.of(step, release=release))
 
     def _room(self, step: Step) -> int | None:
         known = self._rooms.get(id(step))
@@ -266,7 +279,7 @@ class WorkflowRun:
         return known[1]
 
     def _keeper(self, row: str, rules: AskingRules, counts: RunCounts) -> RowKeeper:
-        return RowKeeper(self.journal, row, rules, counts, known=self._known, people=self.people)
+        return RowKeeper(self.journal, row, rules, counts, known=self._known, people=self.people, versions=self._versions)
 
     def _rules(self) -> Callable[[int], AskingRules]:
         """Return the rules of a row by its number."""
@@ -280,7 +293,10 @@ class WorkflowRun:
         def left_out(path: str) -> str:
             return _NOT_ONLY if options.only is not None and top_of(path) != options.only else ""
 
-        chosen = AskingRules(redo=redo, left_out=left_out, retry=options.retry, paths=paths)
+        def another_model(path: str, entry: JournalEntry) -> str:
+            return self._versions.another_model(self._models_of.get(path, ()), entry)
+
+        chosen = AskingRules(redo, left_out, options.retry, paths, another_model=another_model)
         others = AskingRules(left_out=lambda path: _NOT_AMONG, paths=paths)
         wanted = options.rows
         return lambda number: chosen if wanted is None or number in wanted else others
@@ -304,6 +320,8 @@ class WorkflowRun:
         if self.workflow.run_deadline is not None:
             watchers.append(asyncio.create_task(self._end_after(self.workflow.run_deadline)))
         try:
+            await self._look_at_versions()
+            self._versions.write(self._now())
             with getattr(self.models, "gathering", _nothing_to_flush)() as self._flush:
                 await self._all_steps(kill, progress)
         finally:
@@ -317,14 +335,28 @@ class WorkflowRun:
 
         Of a table with more than ``most`` rows, as many are looked at, spread over it, and the numbers are scaled.
         """
+        await self._look_at_versions()
         rows = len(self.source)
         chosen = frozenset(at * rows // most for at in range(most)) if rows > most else None
         rules, found = self._rules(), AskedAgain(rows / most if chosen is not None else 1.0)
+        found.notes += self._versions.told()
         for row in self.source.rows((lambda number: True) if chosen is None else chosen.__contains__):
             keeper = self._keeper(row.id, replace(rules(row.number), asks=False), found.counts)
             await run_row(self.workflow, row, replace(self.world, keeper=keeper))
             found.follow(keeper)
         return found
+
+    async def _look_at_versions(self) -> None:
+        """Find out, once, which models the servers serve."""
+        if not self._models_of:
+            self._models_of = models_by_path(self.workflow, self._names_of)
+            self._versions.begin(file=self.workflow.digest, served=await self._served(self.models.config))
+
+    def _names_of(self, model: str | None, task: str | None) -> set[str]:
+        """Return the models, by the names that their servers have in the profile, of a step's target."""
+        config = self.models.config
+        meaning = meaning_of(config, [] if model is None else [model], [task or ANY_TASK] if model is None else [])
+        return {config.models[name].endpoint or name for name in meaning["models"] if name in config.models}
 
     async def _watch(self, cancel: asyncio.Event, kill: asyncio.Event) -> None:
         """After ``cancel``, let no call start, and end those under way a little later."""
@@ -485,6 +517,12 @@ class WorkflowRun:
         if states["waiting"] or any(result.state == "waiting" for result in self._run_results.values()):
             return "waiting"
         return "failed" if failed or run_failed else "done"
+
+
+def _journal_of(output: Path | None) -> Path:
+    if output is None:
+        raise InputError("a run needs an output or a journal", hint="name one of them")
+    return journal_beside(output)
 
 
 class _RowWork:

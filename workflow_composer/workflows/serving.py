@@ -18,7 +18,7 @@ from workflow_composer.errors import ProfileError, ProfileNotFound, TooManyCalls
 from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.definition.model import HumanBody, NestedBody, PromptBody, Step, Workflow
-from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
+from workflow_composer.workflows.keeping.answers import NothingKept, asked_anew
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.rows import RunRow
@@ -191,37 +191,6 @@ class CallAllowance:
         self._changed.set()
 
 
-@dataclass(slots=True)
-class _NothingKept:
-    """The answers and the people of a request: there are none."""
-
-    def find(self, question: StepQuestion) -> KeptAnswer | None:
-        """Return None: every question is asked."""
-        return None
-
-    def refused(self, question: StepQuestion) -> KeptFailure | None:
-        """Return None: every question is asked."""
-        return None
-
-    def progress(self, question: StepQuestion) -> None:
-        """Return None: nothing is kept."""
-
-    def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
-        """Do nothing."""
-
-    def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def wait(self, question: StepQuestion, step: Step, text: str) -> float:
-        """Raise: no served workflow asks a person."""
-        raise AssertionError(step.name)
-
-
-def _asked(step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
-    """Return a question that is like no other: nothing is kept, and nothing is shared."""
-    return StepQuestion(row=row, place=place, digest=place)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageLimits:
     """What one message may take: ``dollars`` and ``seconds`` (None: what the workflow says), and calls of all steps.
@@ -250,10 +219,10 @@ async def answered(
         row_budget=_least(flow.row_budget, flow.run_budget, limits.dollars),
         row_deadline=_least(flow.row_deadline, flow.run_deadline, limits.seconds),
     )
-    nothing, stopped = _NothingKept(), StopSign()
+    nothing, stopped = NothingKept(), StopSign()
     world = World(
         ask=Asker(ask, gate, stopped),
-        question=_asked,
+        question=asked_anew,
         keeper=nothing,
         people=nothing,
         purse=RunPurse(MoneyAccount()),

@@ -33,6 +33,9 @@ WRITE = "WORKFLOW_COMPOSER_WRITE_CLIENTS"
 OPENED, CLOSED = "<!-- clients: written by the suite -->", "<!-- clients: end -->"
 FILE = re.compile(r"^`([^`\n]+)`:\n\n?```\w*\n(.*?)^```$", re.S | re.M)
 COMMANDS = re.compile(r"^```console\n(.*?)^```$", re.S | re.M)
+KNOWN_NAMES = ("gpt-5.5", "gpt-6-sol")
+"""Names by which Codex sends other forms: a custom tool for patches; tools in the conversation, in namespaces."""
+
 PATIENCE = 600.0
 """Seconds that a client may take; most take a few, those that load a tokenizer and torch up to a minute."""
 
@@ -165,9 +168,9 @@ class Stage:
     key: str
     folder: Path
 
-    def run(self, client: Client, *, files: dict[str, str] | None = None, **environ: str) -> Printed:
-        """Do what the client's section says, in a new folder that has ``files``."""
-        text = section(client.name)
+    def run(self, client: Client, *, files: dict[str, str] | None = None, model: str = "auto", **environ: str) -> Printed:
+        """Do what the client's section says, in a new folder that has ``files``; ``model`` where it says auto."""
+        text = section(client.name).replace('"auto"', f'"{model}"')
         home, work = self.folder / "home", self.folder / "work"
         written = {**(files or {}), **files_of(text)}
         for path, body in written.items():
@@ -201,9 +204,9 @@ class Stage:
         """A snippet with the address and the key."""
         return text.replace(ADDRESS, self.url).replace(KEY, self.key)
 
-    def follows(self, *turns: Any, otherwise: str = TEXT) -> None:
-        """Let the model do this, turn by turn; ``otherwise`` is what it says to requests without tools."""
-        self.server.follows = Script(turns, otherwise)
+    def follows(self, *turns: Any, otherwise: str = TEXT, thoughts: str = "") -> None:
+        """Let the model do this, turn by turn, with `Script`'s options."""
+        self.server.follows = Script(turns, otherwise, thoughts)
 
     def proven(self) -> set[str]:
         """What the stand-in saw of what a client can do: chats, streams, results of tools, forms of answers."""
@@ -229,14 +232,15 @@ class Stage:
 
 
 def profile(server: ModelServer) -> dict[str, Any]:
-    """What the suite serves: `small` for chats, `embed` for vectors, votes of `small`, and `auto`."""
+    """What the suite serves: `small` for chats, `embed` for vectors, votes of `small`, and names that clients know."""
     model = {"backend": "vllm", "base_url": server.url}
+    chats = {name: {**model, "model": "served"} for name in ("small", *KNOWN_NAMES)}
     return {
         "profile_name": "ours",
         "allow_cloud": False,
-        "models": {"small": {**model, "model": "served"}, "embed": {**model, "model": "embedded"}},
+        "models": {**chats, "embed": {**model, "model": "embedded"}},
         "task_routing": {"*": "small"},
-        "routers": ["cascading_provider", "cascade"],
+        "routers": ["cascade", "cascading_provider"],
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ KNOWN = {
     *("frequency_penalty", "presence_penalty", "logit_bias", "user", "reasoning_effort", "structured_outputs", "metadata"),
     *("top_k", "min_p", "ignore_eos", "continue_final_message", "add_generation_prompt", "repetition_penalty"),
     *("chat_template_kwargs", "include_reasoning", "request_id", "truncate_prompt_tokens", "prompt_logprobs"),
+    "verbosity",  # unknown to vLLM, but it changes an answer, so it is passed on
 }
 """Fields that vLLM reads; it ignores others silently, so here they are refused: a client's own data must not arrive."""
 
@@ -46,6 +48,7 @@ class Said:
 
     text: str = ""
     calls: Sequence[tuple[str, str]] = ()
+    thoughts: str = ""
 
     @property
     def finish(self) -> str:
@@ -57,10 +60,12 @@ class Script:
     """What the model does in a conversation about tools: at the n-th turn after ``task`` was set, the n-th of ``turns``.
 
     Each turn is one `Call`, several at once, or a text. Requests that offer no tools (titles, summaries) get ``otherwise``.
+    ``thoughts`` are what it thinks before each turn.
     """
 
     turns: Sequence[Call | Sequence[Call] | str] = ()
     otherwise: str = TEXT
+    thoughts: str = ""
 
     def said(self, data: Mapping[str, Any]) -> Said:
         messages = data["messages"]
@@ -69,11 +74,11 @@ class Script:
         at = sum(message["role"] == "assistant" and bool(message.get("tool_calls")) for message in messages)
         turn = self.turns[at] if at < len(self.turns) else "All done."
         if isinstance(turn, str):
-            return Said(turn)
+            return Said(turn, thoughts=self.thoughts)
         calls = [turn] if isinstance(turn, Call) else turn
         offered = {tool["function"]["name"] for tool in data["tools"]}
         assert all(call.tool in offered for call in calls), (calls, offered)
-        return Said(calls=[(call.tool, call.made(messages)) for call in calls])
+        return Said(calls=[(call.tool, call.made(messages)) for call in calls], thoughts=self.thoughts)
 
 
 @dataclass
@@ -231,11 +236,11 @@ def written_calls(said: Said) -> list[dict[str, Any]]:
     """The calls in OpenAI's form, with vLLM's kind of IDs."""
     return [
         {
-            "id": f"chatcmpl-tool-{at}-{abs(hash(call)):x}",
+            "id": f"chatcmpl-tool-{uuid.uuid4().hex}",
             "type": "function",
             "function": {"name": call[0], "arguments": call[1]},
         }
-        for at, call in enumerate(said.calls)
+        for call in said.calls
     ]
 
 
@@ -246,7 +251,8 @@ def head(data: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def whole(data: Mapping[str, Any], said: Said) -> Reply:
     """A chat completion."""
-    message = {"role": "assistant", "content": said.text or None, "tool_calls": written_calls(said), "reasoning": None}
+    message = {"role": "assistant", "content": said.text or None, "tool_calls": written_calls(said)}
+    message["reasoning"] = said.thoughts or None
     choices = [
         {"index": at, "message": message, "finish_reason": said.finish, "logprobs": None} for at in range(data.get("n") or 1)
     ]
@@ -256,6 +262,7 @@ def whole(data: Mapping[str, Any], said: Said) -> Reply:
 def streamed(data: Mapping[str, Any], said: Said) -> Reply:
     """A stream: the role, pieces of seven characters, of calls their names first, the end, the usage."""
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    deltas += [{"reasoning": piece} for piece in pieces(said.thoughts)]
     deltas += [{"content": piece} for piece in pieces(said.text)]
     for at, call in enumerate(written_calls(said)):
         function = call["function"]

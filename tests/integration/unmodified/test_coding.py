@@ -37,6 +37,9 @@ def edited_and_listed(stage, done):
     assert "other.txt" in listed
 
 
+PATCH = "*** Begin Patch\n*** Update File: greeting.txt\n@@\n-hello world\n+goodbye world\n*** End Patch"
+
+
 def told_nothing(stage):
     """What a client says about itself has stayed here: its session, its folder, its account."""
     for chat, headers in zip(stage.server.seen.chats, stage.server.seen.headers, strict=True):
@@ -46,9 +49,8 @@ def told_nothing(stage):
 
 
 def test_codex_edits_a_file_and_runs_a_command(stage):
-    patch = "*** Begin Patch\n*** Update File: greeting.txt\n@@\n-hello world\n+goodbye world\n*** End Patch"
     stage.follows(
-        Call("exec_command", {"cmd": f"apply_patch <<'EOF'\n{patch}\nEOF"}),
+        Call("exec_command", {"cmd": f"apply_patch <<'EOF'\n{PATCH}\nEOF"}),
         Call("exec_command", {"cmd": "ls; cat greeting.txt"}),
         "The greeting says goodbye.",
     )
@@ -56,6 +58,33 @@ def test_codex_edits_a_file_and_runs_a_command(stage):
     edited_and_listed(stage, done)
     assert "goodbye world\n" in stage.results()[-1]
     entered(CODEX, "edits a file", "runs a command", *sorted(stage.proven()))
+
+
+def test_codex_gives_a_model_that_it_knows_a_tool_that_takes_patches_as_text(stage):
+    stage.follows(Call("apply_patch", {"input": PATCH}), Call("exec_command", {"cmd": "ls"}), "The greeting says goodbye.")
+    edited_and_listed(stage, stage.run(here(CODEX), files=FILES, model="gpt-5.5"))
+
+
+def test_codex_gives_newer_models_their_tools_within_the_conversation(stage):
+    """They write programs that call tools; the namespace of the tool comes back to Codex."""
+    program = 'const done = await tools.exec_command({cmd: "sed -i s/hello/goodbye/ greeting.txt; ls"}); text(done.output);'
+    stage.follows(Call("functions__exec", {"input": program}), "The greeting says goodbye.", thoughts="One program will do.")
+    edited_and_listed(stage, stage.run(here(CODEX), files=FILES, model="gpt-6-sol"))
+    assert all(chat["tools"] for chat in stage.server.seen.chats)
+    remembered = [message.get("reasoning_content") for message in stage.server.seen.chats[-1]["messages"]]
+    assert "One program will do." in remembered
+
+
+@pytest.mark.parametrize("client", [CODEX, CLAUDE], ids=lambda client: client.name)
+def test_a_vote_of_three_decides_each_turn(stage, client):
+    tool = (
+        Call("exec_command", {"cmd": "ls"}) if client is CODEX else Call("Bash", {"command": "ls", "description": "Lists"})
+    )
+    stage.follows(tool, "There are two files.")
+    done = stage.run(here(client), files=FILES, model="mv_small_k3_t0.7")
+    assert "There are two files." in done.out, done.err
+    assert "other.txt" in stage.results()[0]
+    assert len(stage.server.seen.chats) == 6  # two turns, three samples each
 
 
 def test_opencode_edits_a_file_and_runs_a_command(stage):
@@ -80,12 +109,15 @@ def test_claude_code_edits_a_file_and_runs_a_command(stage):
         Call("Edit", {"file_path": greeting, "old_string": "hello", "new_string": "goodbye"}),
         Call("Bash", {"command": "ls", "description": "Lists the folder"}),
         "The greeting says goodbye.",
+        thoughts="Both files first.",
     )
     done = stage.run(here(CLAUDE), files=FILES)
     edited_and_listed(stage, done)
     found = {call["file_path"]: text for call, text in stage.answered()[:2]}
     assert "hello world" in found[greeting]
     assert "untouched" in found[str(work / "other.txt")]
+    remembered = [message.get("reasoning_content") for message in stage.server.seen.chats[-1]["messages"]]
+    assert remembered.count("Both files first.") == 3  # what it thought before each of its earlier turns
     entered(CLAUDE, "edits a file", "runs a command", *sorted(stage.proven()))
 
 

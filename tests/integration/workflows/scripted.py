@@ -84,7 +84,7 @@ class Model:
 
     ``calls`` are those that reached it, refused ones included; ``refused`` counts those that were answered 429 because more
     than ``most`` were under way. ``delay`` holds for every reply that has none of its own. ``served`` is the model's name as
-    replies and the listing tell it.
+    replies and the listing tell it. ``unanswered`` counts the questions that `hold` has let wait.
     """
 
     def __init__(self, name: str) -> None:
@@ -98,6 +98,7 @@ class Model:
         self._rules: list[tuple[Callable[[Call], bool], list[Scripted], list[int]]] = []
         self._until: list[float] = []
         self._held = threading.Event()
+        self.unanswered = 0
         self.server = StubServer(models=[name])
         self.server.answer = self._answer
 
@@ -155,6 +156,10 @@ class Model:
         """Wait until so many calls have come."""
         assert self.server.wait_for(lambda _: self.count(needle) >= count, seconds), f"{self.count(needle)} of {count} calls"
 
+    def wait_until(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Wait until something holds that a call may change."""
+        assert self.server.wait_for(lambda _: holds(), seconds)
+
     @contextmanager
     def gone(self, seconds: float) -> Iterator[threading.Timer]:
         """Answer 503 to everything for so long, from now on."""
@@ -182,6 +187,7 @@ class Model:
         call = Call(request.json, dict(request.headers), request.body, len(self.calls), now)
         self.calls.append(call)
         if self._held.is_set():
+            self.unanswered += 1
             return Reply(hang=True)
         self._until = [until for until in self._until if until > now]
         if self.most is not None and len(self._until) >= self.most:

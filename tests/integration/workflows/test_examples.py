@@ -30,7 +30,7 @@ def example(desk):
     return copied
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.test.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.parent.rglob("*.test.yaml")), ids=lambda path: path.name)
 def test_the_command_at_the_top_of_a_test_passes(path):
     """As it stands there, in a checkout, without any model."""
     lines = re.match(r"((?:#.*\n)+)", path.read_text("utf-8"))[1]
@@ -39,6 +39,12 @@ def test_the_command_at_the_top_of_a_test_passes(path):
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_workflow_of_the_page_of_comparisons_is_the_one_of_the_examples():
+    page = (ROOT / "docs" / "workflows-elsewhere.md").read_text("utf-8")
+    text = (EXAMPLES.parent / "elsewhere" / "genes.yaml").read_text("utf-8")
+    assert text[text.index("workflow:") :] in page
 
 
 NOTES = [

@@ -90,6 +90,36 @@ def test_g9_when_the_stronger_model_fails_too_nothing_invalid_goes_on(desk):
     assert desk.large.count() == 3
 
 
+def test_a_server_that_fails_when_it_is_asked_once_more_is_asked_at_the_next_start(desk):
+    """The wrong form is not the last word: what failed is the server."""
+    desk.small.says("how old", WRONG_AGES[0], Said(status=503), '{"age": 41}')
+    desk.table([{"t": "x"}])
+    desk.file(ONE_AGE)
+    first = desk.run().ended(SOME_FAILED)
+    assert "503" in first.errors(1) or "asked again" in first.errors(1)
+    assert desk.run().ended(DONE).column("age") == [41]
+    assert desk.small.count() == 3
+
+
+ONE_AGE = """
+    workflow: age
+    inputs: {t: text}
+    steps:
+      a: {prompt: "how old {{ t }}", answer: {age: number}}
+    output: {age: "{{ a.age | default(null) }}"}
+"""
+
+
+def test_of_a_vote_a_reply_that_was_cut_off_behind_its_json_counts(desk):
+    """Three samples say the same and then go on until their limit."""
+    desk.small.says("how old", Said('{"age": 41}\n\nThat is because', finish="length", tokens=50))
+    desk.table([{"t": "x"}])
+    desk.file(ONE_AGE.replace("answer:", "model: mv_small_k3_t0.7, answer:"))
+    ran = desk.run().ended(DONE)
+    assert ran.column("age") == [41]
+    assert desk.draws == 3
+
+
 ITEMS = """
     workflow: cut
     inputs: {t: text}

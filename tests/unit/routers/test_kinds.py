@@ -97,8 +97,12 @@ def test_a_task_routed_to_a_cascade_answers_completions_by_its_first_model_that_
                 assert [candidate.name for candidate in found.tiers[0].candidates] == ["s", "l"]
 
 
-def test_the_error_for_a_routing_string_says_why_it_is_not_taken():
-    found = ModelOrchestrator(PROFILES["without the cascade"], metrics=NullSink(), environ={})
+@pytest.mark.parametrize(
+    ("routers", "why"), [(["cascading_provider"], "cascade is not in it"), (["cascading_provider", "cascade"], "before")]
+)
+def test_the_error_for_a_routing_string_says_why_it_is_not_taken(routers, why):
+    found = ModelOrchestrator(profile(*routers, star="s", math="l"), metrics=NullSink(), environ={})
     with found as orchestrator, pytest.raises(WorkflowComposerError) as caught:
         orchestrator.plan("x", model=VOTE)
     assert "routing strings" in caught.value.public
+    assert why in caught.value.public

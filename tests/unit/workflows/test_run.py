@@ -8,12 +8,12 @@ import tracemalloc
 import pytest
 
 from tests.unit.workflows.running.kit import Bench
+from workflow_composer.batch.asking.table_output import journal_beside
 from workflow_composer.batch.datasets.table import read_table
 from workflow_composer.cli.main import run as cli
 from workflow_composer.errors import InputError
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.keeping.earlier_run import EarlierRun, differing
-from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.keeping.people import write_answer
 from workflow_composer.workflows.run import RunOptions, WorkflowRun
 

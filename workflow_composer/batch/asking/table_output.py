@@ -31,9 +31,16 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """The formats that are written."""
 
 OTHER = "another --output"
+JOURNAL = ".journal"
+"""Suffix of the name of an output's journal, after that of the output."""
 _OWNER_ONLY = 0o600  # a table with answers is as private as the answers
 _BATCH = 1024
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def journal_beside(output: Path) -> Path:
+    """Return the journal of a run: beside its table."""
+    return output.with_name(output.name + JOURNAL)
 
 
 @dataclass(slots=True)

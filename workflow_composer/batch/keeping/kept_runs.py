@@ -75,9 +75,9 @@ def kept_runs(path: Path) -> list[KeptRun]:
 
 def _journal_of_table(path: Path) -> Path:
     """Return the journal of a table that `ask` wrote, or the path itself."""
-    from workflow_composer.batch.asking.asking import journal_of
+    from workflow_composer.batch.asking.table_output import journal_beside
 
-    journal = journal_of(path)
+    journal = journal_beside(path)
     return journal if journal.is_file() else path
 
 

@@ -53,6 +53,10 @@ class LineAnswers:
             prompt = changed(prompt, messages=({"role": "system", "content": system}, *prompt.messages))
         response = await self._generate(prompt, **fields)
         logprobs = bool(fields.get("logprobs") or (isinstance(prompt, LLMRequest) and prompt.logprobs))
+        return await self.line_of(row, response, logprobs=logprobs)
+
+    async def line_of(self, row: InputRow, response: LLMResponse, *, logprobs: bool = False) -> AnswerLine:
+        """Return the line of a row that has been answered, with its log-probabilities if they were asked for."""
         line = {**self._head(row), **await _answered(response, row.labels, logprobs=logprobs)}
         if row.batch_url:
             line |= batch_answer(row.id, row.batch_url, response, logprobs=logprobs)

@@ -14,10 +14,9 @@ import click
 
 from workflow_composer.answers.form import OutputForm
 from workflow_composer.answers.output_form import output_form
-from workflow_composer.batch.asking.asking import AskRun, NewColumns, journal_of
 from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast, seconds_per_token
 from workflow_composer.batch.asking.labels import LabelCounts
-from workflow_composer.batch.asking.table_output import OTHER, cell, suffix_of
+from workflow_composer.batch.asking.table_output import OTHER, cell, journal_beside, suffix_of
 from workflow_composer.batch.asking.templates import PromptTemplate
 from workflow_composer.batch.datasets.table import read_table
 from workflow_composer.batch.run.answer_file import AnswerFile, answers_in
@@ -39,6 +38,7 @@ from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import unreadable
 from workflow_composer.storage.replacing import replace_file
+from workflow_composer.workflows.asking import AskRun, NewColumns
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
@@ -254,7 +254,7 @@ class AskSession:
         if run.set_aside is not None:
             click.echo(f"earlier answers, to other questions, are now in {run.set_aside}", err=True)
         if tally.earlier:
-            click.echo(f"{tally.earlier} rows are answered in {journal_of(self._target)}", err=True)
+            click.echo(f"{tally.earlier} rows are answered in {journal_beside(self._target)}", err=True)
         if not left or self._tell_measured():
             return
         row = next(iter(run.rows()))
@@ -277,7 +277,7 @@ class AskSession:
     def _tell_measured(self) -> bool:
         """Print price and time of the rows that are left, by the mean of those answered; return whether there are any."""
         tally = self._run.tally
-        found = Measured.of(answers_in(journal_of(self._target)))
+        found = Measured.of(answers_in(journal_beside(self._target)))
         left = (tally.total or 0) - tally.done
         if found is None or not left:
             return found is not None
@@ -322,7 +322,7 @@ class AskSession:
         tally = self._run.tally
         calls = again = escalated = 0
         mended = Counter[str]()
-        for line in answers_in(journal_of(self._target)):
+        for line in answers_in(journal_beside(self._target)):
             calls += line.get("calls", 0)
             again += line.get("asked_again", 0)
             escalated += line.get("tier", 0) > 0
@@ -344,7 +344,7 @@ class AskSession:
 
     def _labelled(self, counts: LabelCounts) -> dict[str, Any]:
         report = self._target.with_name(f"{self._target.name}.report.md")
-        facts = [f"table: {self._run.table.name}", f"label: {self._label}", f"answers: {journal_of(self._target).name}"]
+        facts = [f"table: {self._run.table.name}", f"label: {self._label}", f"answers: {journal_beside(self._target).name}"]
         try:
             replace_file(
                 report,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from workflow_composer.batch.asking.table_output import journal_beside
 from workflow_composer.batch.datasets.table import Table, read_table
 from workflow_composer.cli.interrupt import run_finishing
 from workflow_composer.cli.output import SOME_FAILED, dollars, print_json, print_table
@@ -18,9 +19,9 @@ from workflow_composer.cli.progress import DecisionLog, progress_for
 from workflow_composer.cli.state import State
 from workflow_composer.cli.workflow.scripted_models import ScriptedModels
 from workflow_composer.errors import InputError, RunBudgetReached
+from workflow_composer.runtime.resources import served_models
 from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
-from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 from workflow_composer.workflows.opening import loaded
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
@@ -73,7 +74,8 @@ class RunSession:
         chosen = None if wanted is None else numbers_of(wanted, table.count())
         run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), **given)
         board = RunBoard(runs_folder(state.environ))
-        with WorkflowRun(workflow, table, self._target, orchestrator, run_options, board=board) as run:
+        run = WorkflowRun(workflow, table, self._target, orchestrator, run_options, board=board, served=served_models)
+        with run:
             self._tell_before(run)
             self._tell_changes(run)
             code, report = self._done(run, orchestrator)
@@ -126,7 +128,10 @@ class RunSession:
         """Say what is asked again, and its price; on a terminal, ask whether to go on."""
         if not run.journal.counts.answers:
             return
-        lines = asyncio.run(run.changes()).told()
+        found = asyncio.run(run.changes())
+        for note in found.notes:
+            click.echo(f"note: {note}", err=True)
+        lines = found.told()
         for line in lines:
             click.echo(f"  {line}", err=True)
         terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()

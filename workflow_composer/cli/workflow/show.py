@@ -18,7 +18,8 @@ from workflow_composer.cli.state import State
 @common_options
 @click.pass_obj
 def show_command(state: State, /, run: Path, row: int | None) -> int:
-    """Show what a run has done, and for each value which step, model and try made it, at what cost, and when it was kept.
+    """Show what a run has done, and for each value which step of which version of the file, which model and how many tries
+    made it, at what cost, and whether it was asked for by the last run or kept from an earlier one.
 
     RUN is the output's path. No value and no prompt is printed: digests and counts instead.
 
@@ -38,7 +39,7 @@ def show_command(state: State, /, run: Path, row: int | None) -> int:
         click.echo(f"{name} was answered by {' and '.join(f'{model} ({number})' for model, number in models.items())}")
     if row is not None:
         facts = [_facts(place, one) for found in rows for place, one in found["steps"].items()]
-        print_table(["step", "state", "origin", "model", "served", "attempts", "cost", "seconds", "digest"], facts)
+        print_table(["step", "state", "origin", "model", "served", "attempts", "cost", "seconds", "digest", "file"], facts)
         return 0
     told: dict[str, Counter[str]] = {}
     for found in rows:
@@ -54,4 +55,4 @@ def show_command(state: State, /, run: Path, row: int | None) -> int:
 
 def _facts(place: str, one: dict[str, Any]) -> list[Any]:
     names = ("state", "origin", "model", "served", "attempts", "cost", "seconds")
-    return [place, *(one.get(name, "") for name in names), str(one.get("digest", ""))[:12]]
+    return [place, *(one.get(name, "") for name in names), str(one.get("digest", ""))[:12], one.get("file", "")]

@@ -260,7 +260,9 @@ class Ballot:
         """Add what a form reads in the chosen sample, and how many samples were replaced."""
         if not isinstance(self._kind, FormVotes):
             return verdict
-        read = self._kind.form.read(self.samples[verdict.choice].text)
+        read = self._kind.formed(self.samples[verdict.choice])
+        if read is None:
+            return replace(verdict, asked_again=self._redrawn)
         return replace(verdict, value=read.value, mended=read.mended, asked_again=self._redrawn)
 
     def _free_text(self, unreadable: int, note: str) -> Verdict | None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from workflow_composer.answers import Question, Reader, reader
-from workflow_composer.answers.form import Check, OutputForm, Patience
+from workflow_composer.answers.form import Check, Formed, OutputForm, Patience
 from workflow_composer.answers.json_text import blocks, canonical, json_values
 from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.errors import AllCandidatesFailed, ConfigError, ModelError
@@ -119,20 +119,24 @@ class FormVotes(VoteKind):
         self._check = check
         self._passed: dict[str, bool] = {}
 
+    def formed(self, sample: Sample) -> Formed | None:
+        """Read a sample; None: it was cut off within its answer, or withheld."""
+        if sample.cut_off:
+            return self.form.read_whole(sample.text) if sample.too_long else None
+        return self.form.read(sample.text)
+
     async def judge(self, sample: Sample) -> None:
         """Check an answer that has the form; the same text is checked once only."""
-        if self._check is None or sample.cut_off or sample.text in self._passed:
+        if self._check is None or sample.text in self._passed:
             return
-        found = self.form.read(sample.text)
-        if found.problem is None:
+        found = self.formed(sample)
+        if found is not None and found.problem is None:
             self._passed[sample.text] = await self._check(self.form.plain(found.value)) is None
 
     def read(self, sample: Sample) -> str | None:
         """Return the value as text, the same for all its writings."""
-        if sample.cut_off or not self._passed.get(sample.text, True):
-            return None
-        found = self.form.read(sample.text)
-        if found.problem is not None:
+        found = self.formed(sample) if self._passed.get(sample.text, True) else None
+        if found is None or found.problem is not None:
             return None
         if self.form.is_text and is_free_text(sample):
             return None if self._check is None else PASSED

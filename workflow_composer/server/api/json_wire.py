@@ -24,7 +24,7 @@ class Asked:
     """A parsed request body. ``warnings`` name ignored fields.
 
     ``fields`` are those of an `LLMRequest`; the handler adds the rest and sets ``request``. ``continuous``: the usage so far
-    is wanted with every piece. ``quiet``: what the model thinks is not wanted. ``tools`` says which of the client's tools a
+    is wanted with every piece. ``quiet``: thinking is not to be shown. ``tools`` says which of the client's tools a
     function stands for, where it is another kind of tool for the client.
     """
 

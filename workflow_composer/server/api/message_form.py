@@ -6,6 +6,7 @@ without being noticed is refused by name.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -101,6 +102,7 @@ _BLOCK = schemas.either(
     ),
     schemas.record({"type": schemas.constant(*_OTHERS)}, "type"),
 )
+SEAL = "wfc-thinking:"
 BILLING = "x-anthropic-billing-header:"
 _MESSAGE = {
     "role": schemas.constant("user", "assistant", "system"),
@@ -135,6 +137,27 @@ def _system(name: str, found: Any) -> tuple[list[dict[str, Any]], Notes]:
         texts = texts if texts[0] else texts[1:]
         notes[f"{BILLING} in the system prompt is not passed to the model"] = None
     return ([{"role": "system", "content": "\n\n".join(texts)}] if texts else []), notes
+
+
+def sealed(thoughts: str) -> str:
+    """Return the signature of a thinking block whose text is not shown: the client returns it with the conversation.
+
+    The service keeps nothing, and models that reason between calls of tools need what they thought before.
+
+    >>> unsealed(sealed("Both files first."))
+    'Both files first.'
+    """
+    return SEAL + base64.b64encode(thoughts.encode("utf-8", "surrogatepass")).decode()
+
+
+def unsealed(signature: Any) -> str:
+    """Return the text of such a signature; that of another service holds none."""
+    if not isinstance(signature, str) or not signature.startswith(SEAL):
+        return ""
+    try:
+        return base64.b64decode(signature.removeprefix(SEAL), validate=True).decode("utf-8", "surrogatepass")
+    except ValueError:
+        return ""
 
 
 def _is_text(block: Any) -> bool:
@@ -204,7 +227,7 @@ class _SpokenTurn:
         if kind in _SHOWN:
             self.parts += _shown(block, place)
         elif kind == "thinking" and isinstance(block.get("thinking"), str):
-            self.thoughts += filter(None, [block["thinking"]])
+            self.thoughts += filter(None, [block["thinking"] or unsealed(block.get("signature"))])
         elif kind == "redacted_thinking":
             self._notes["redacted_thinking is left out: only the model that wrote it can read it"] = None
         elif kind == "tool_use" and isinstance(block.get("id"), str) and isinstance(block.get("name"), str):

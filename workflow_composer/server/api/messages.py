@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from workflow_composer.backends.openai.stream_accumulator import ToolCalls, ToolDelta
 from workflow_composer.server.api.json_wire import Asked, context_of, encode, event
-from workflow_composer.server.api.message_form import asked_of
+from workflow_composer.server.api.message_form import asked_of, sealed
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import Chunk, LLMResponse, Sample, Usage
 
@@ -42,8 +42,9 @@ class MessagesDialect:
         """Return a ``message`` object."""
         sample = response.samples[0]
         content: list[dict[str, Any]] = []
-        if sample.reasoning and not asked.quiet:
-            content.append({"type": "thinking", "thinking": sample.reasoning, "signature": ""})
+        if sample.reasoning:
+            shown, signature = ("", sealed(sample.reasoning)) if asked.quiet else (sample.reasoning, "")
+            content.append({"type": "thinking", "thinking": shown, "signature": signature})
         if sample.text or not (sample.tool_calls or content):
             content.append({"type": "text", "text": sample.text})
         content += [_use(call) for call in sample.tool_calls]
@@ -83,11 +84,12 @@ class MessageEvents:
         self._call: int | None = None
         self._arguments = ""
         self._waiting: list[_Piece] = []
+        self._hidden: list[str] = []
 
     def piece(self, chunk: Chunk) -> bytes:
         """Return the events for a piece."""
         out = self._open(chunk.model or "")
-        if chunk.reasoning and not self._asked.quiet:
+        if chunk.reasoning:
             out += self._in_turn(_Thought(chunk.reasoning))
         if chunk.text:
             out += self._in_turn(chunk.text)
@@ -150,6 +152,9 @@ class MessageEvents:
         if isinstance(piece, _Thought):
             self._call = None
             out = self._enter("thinking", -1, {"type": "thinking", "thinking": "", "signature": ""})
+            if self._asked.quiet:
+                self._hidden.append(piece.text)
+                return out
             return out + self._delta({"type": "thinking_delta", "thinking": piece.text})
         out = b""
         if piece.begins:
@@ -184,7 +189,11 @@ class MessageEvents:
         if self._block is None:
             return b""
         self._block = None
-        return event({"type": "content_block_stop", "index": self._blocks - 1}, "content_block_stop")
+        out = b""
+        if self._hidden:
+            out = self._delta({"type": "signature_delta", "signature": sealed("".join(self._hidden))})
+            self._hidden = []
+        return out + event({"type": "content_block_stop", "index": self._blocks - 1}, "content_block_stop")
 
 
 def _head(request_id: str, model: str) -> dict[str, Any]:

@@ -52,6 +52,16 @@ _OWN_ITEMS = (
     *("mcp_approval_response", "tool_search_call", "tool_search_output", "compaction"),
 )
 """Types of items that belong to tools which OpenAI runs, or to its own models."""
+_MORE_TOOLS = "additional_tools"
+_FUNCTION = schemas.record({"type": schemas.constant("function"), "name": schemas.TEXT}, "type", "name")
+_CUSTOM = schemas.record({"type": schemas.constant("custom"), "name": schemas.TEXT}, "type", "name")
+_UNNAMED = schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("function", "custom")}}, "type")
+_INNER = schemas.listed(schemas.either(_FUNCTION, _CUSTOM, _UNNAMED))
+_NAMESPACE = schemas.record(
+    {"type": schemas.constant("namespace"), "name": schemas.TEXT, "tools": _INNER}, "type", "name", "tools"
+)
+_OTHER = schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("function", "custom", "namespace")}}, "type")
+_OFFERED = schemas.listed(schemas.either(_FUNCTION, _CUSTOM, _NAMESPACE, _OTHER))
 _TEXT_ITEM = schemas.record({"text": schemas.TEXT}, "text")
 _ITEM = schemas.either(
     schemas.record(
@@ -72,30 +82,36 @@ _ITEM = schemas.either(
         },
         "type",
     ),
+    schemas.record({"type": schemas.constant(_MORE_TOOLS), "tools": _OFFERED}, "type", "tools"),
     schemas.record({"type": schemas.constant(*_OWN_ITEMS)}, "type"),
 )
 _NO_INPUT = "must be a string or a list of items"
 
 
 @described(schemas.either(schemas.TEXT, schemas.listed(_ITEM, least=1)))
-def _input(name: str, found: Any) -> tuple[list[dict[str, Any]], Notes]:
+def _input(name: str, found: Any) -> _Conversation:
+    conversation = _Conversation()
     if isinstance(found, str):
-        return [{"role": "user", "content": found}], {}
+        conversation.messages.append({"role": "user", "content": found})
+        return conversation
     if not isinstance(found, list) or not found:
         raise wrong(name, _NO_INPUT)
-    conversation = _Conversation()
     for number, item in enumerate(found):
         if not isinstance(item, dict):
             raise wrong(f"{name}[{number}]", "must be an object")
         conversation.add(item, f"{name}[{number}]")
-    return conversation.messages, conversation.notes
+    return conversation
 
 
 class _Conversation:
-    """The messages that items become: an assistant's text, its calls and the reasoning before them are one message."""
+    """The messages that items become: an assistant's text, its calls and the reasoning before them are one message.
+
+    ``tools`` are those of items: Codex offers tools in the conversation to models that it knows to take them so.
+    """
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
+        self.tools = Tools(None, {}, {})
         self.notes: Notes = {}
         self._thoughts = ""
 
@@ -104,6 +120,9 @@ class _Conversation:
         kind = item.get("type", "message")
         if kind == "reasoning":
             self._think(item, place)
+            return
+        if kind == _MORE_TOOLS:
+            self.tools = self.tools.and_more(_tools(f"{place}.tools", item.get("tools")))
             return
         if isinstance(kind, str) and kind in _OWN_ITEMS:
             self.notes[f"items of type {kind} are left out: they belong to tools that this service does not run"] = None
@@ -198,18 +217,13 @@ class Tools(NamedTuple):
     meant: Mapping[str, Meant]
     notes: Notes
 
-
-_FUNCTION = schemas.record({"type": schemas.constant("function"), "name": schemas.TEXT}, "type", "name")
-_CUSTOM = schemas.record({"type": schemas.constant("custom"), "name": schemas.TEXT}, "type", "name")
-_UNNAMED = schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("function", "custom")}}, "type")
-_INNER = schemas.listed(schemas.either(_FUNCTION, _CUSTOM, _UNNAMED))
-_NAMESPACE = schemas.record(
-    {"type": schemas.constant("namespace"), "name": schemas.TEXT, "tools": _INNER}, "type", "name", "tools"
-)
-_OTHER = schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("function", "custom", "namespace")}}, "type")
+    def and_more(self, other: Tools) -> Tools:
+        """Return the tools of both; of two with one name, the later one."""
+        named = {tool["function"]["name"]: tool for tool in (*(self.functions or ()), *(other.functions or ()))}
+        return Tools(tuple(named.values()) or None, {**self.meant, **other.meant}, {**self.notes, **other.notes})
 
 
-@described(schemas.listed(schemas.either(_FUNCTION, _CUSTOM, _NAMESPACE, _OTHER)))
+@described(_OFFERED)
 def _tools(name: str, found: Any) -> Tools:
     functions: list[dict[str, Any]] = []
     meant: dict[str, Meant] = {}
@@ -310,7 +324,7 @@ def _format(name: str, found: Any) -> Mapping[str, Any] | None:
     raise wrong(f"{name}.type", "must be text, json_object or json_schema")
 
 
-_REASONING = dict.fromkeys(("effort", "summary", "generate_summary"), field_checks.text)
+_REASONING = dict.fromkeys(("effort", "summary", "generate_summary", "context"), field_checks.text)
 
 FORM = Form(
     {
@@ -353,7 +367,8 @@ _NO_TOOLS = Tools(None, EMPTY, {})
 def asked_of(body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
     """Parse a request body. Raises `HttpFailure`."""
     fields, own, extra, warnings = FORM.read(body)
-    messages, notes = own["input"]
+    conversation: _Conversation = own["input"]
+    messages, notes = conversation.messages, conversation.notes
     if (instructions := own.get("instructions")) is not None:
         messages.insert(0, {"role": "system", "content": instructions})
     wanted = own.get("include", [])
@@ -361,7 +376,9 @@ def asked_of(body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
     reasoning, form = own.get("reasoning", {}), own.get("text", {})
     if reasoning.get("summary") not in (None, "none") or reasoning.get("generate_summary"):
         warnings.append("reasoning.summary is ignored: reasoning is returned as it is")
-    tools: Tools = own.get("tools", _NO_TOOLS)
+    if reasoning.get("context"):
+        notes["reasoning.context is ignored: the model gets the reasoning that the request holds"] = None
+    tools = own.get("tools", _NO_TOOLS).and_more(conversation.tools)
     choice, more = own.get("tool_choice", (None, {}))
     if tools.functions is None and tools.notes:
         choice = None  # with the tools that it chooses from

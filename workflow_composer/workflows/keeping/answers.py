@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.running.results import FailureKind
+
+if TYPE_CHECKING:
+    from workflow_composer.workflows.definition.model import Step
 
 
 @quick
@@ -93,3 +96,33 @@ class Keeper(Protocol):
         ``facts`` have ``reason`` (words without private values) beside what `KeptAnswer` has.
         """
         ...
+
+
+class NothingKept:
+    """The answers and the people of a single request, or of a row whose record is kept elsewhere: there are none."""
+
+    def find(self, question: StepQuestion) -> KeptAnswer | None:
+        """Return None: every question is asked."""
+        return None
+
+    def refused(self, question: StepQuestion) -> KeptFailure | None:
+        """Return None: every question is asked."""
+        return None
+
+    def progress(self, question: StepQuestion) -> None:
+        """Return None: nothing is kept."""
+
+    def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
+        """Do nothing."""
+
+    def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def wait(self, question: StepQuestion, step: Step, text: str) -> float:
+        """Raise: such a workflow asks no person."""
+        raise AssertionError(step.name)
+
+
+def asked_anew(step: Step, *, row: str, place: str, asked: Mapping[str, Any], release: bool = False) -> StepQuestion:
+    """Return a question that is like no other: nothing is kept, and nothing is shared."""
+    return StepQuestion(row=row, place=place, digest=place)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow_composer.batch.asking.table_output import JOURNAL, journal_beside
 from workflow_composer.batch.run.journal import open_own
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import objects
@@ -16,11 +17,9 @@ from workflow_composer.storage.locks import lock_beside
 from workflow_composer.workflows.keeping.journal import (
     ANSWER,
     FAILED,
-    JOURNAL,
     SHARED,
     JournalEntry,
     check_header,
-    journal_beside,
     journal_entries,
 )
 from workflow_composer.workflows.keeping.people import PeopleAnswers, WaitingQuestion, answers_beside, waiting_in

@@ -25,7 +25,6 @@ from workflow_composer.workflows.keeping.index import EntryIndex
 
 FORMAT = 1
 _VERSION = version("workflow-composer")
-JOURNAL = ".journal"
 _OTHER = "another --output"
 _RUN_ROW = "0" * 16
 """The row of what belongs to no row, such as a step of the run."""
@@ -39,11 +38,6 @@ _HEADER = re.compile(rb'\{"workflow_journal":(\d+)[,}]')
 _SUM = re.compile(
     rb'\{"sum":"([0-9a-f]{8})"(,"row":"([0-9a-f]{16})","kind":"(\w+)","digest":"([0-9a-f]*)","cost":([0-9.e+-]+),)'
 )
-
-
-def journal_beside(output: Path) -> Path:
-    """Return the journal of a run: beside its table."""
-    return output.with_name(output.name + JOURNAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +84,7 @@ class WorkflowJournal:
         self.path = file.path
         self.counts = JournalCounts()
         self.began = 0
+        self.notes: list[JournalEntry] = []
         self._file = file
         self._index = EntryIndex()
         self._size = 0
@@ -197,12 +192,16 @@ class WorkflowJournal:
             counts.by_kind[kind] = counts.by_kind.get(kind, 0) + 1
             counts.spent += float(found[6])
             self._remember(found[3].decode(), kind, found[5].decode(), offset)
+            if kind == NOTE:
+                self.notes.append(self._read(offset))
         counts.answers = counts.by_kind.get(ANSWER, 0) + counts.by_kind.get(SHARED, 0)
         counts.failures = counts.by_kind.get(FAILED, 0)
         if not self._index and counts.unreadable and not _is_ours(self.path):
             raise InputError(f"{self.path} is not the journal of a workflow", hint=f"choose {_OTHER}, or move the file")
 
     def _remember(self, row: str, kind: str, digest: str, offset: int) -> None:
+        if kind == NOTE:
+            return
         self._index.add(_reply_number(row, digest) if kind == REPLY else _number(row), offset)
         if kind == SHARED:
             self._index.add(_shared_number(digest), offset)

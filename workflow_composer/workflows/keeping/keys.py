@@ -78,8 +78,8 @@ def question_of(
     """Return the question that a step really asks, once.
 
     ``row`` is the row's id ("" for a step of the run). ``place`` is the step's path with its items, such as
-    ``teams[0].m[1]``, behind ``OUTER/`` for a step of a nested workflow, before ``#2`` for a second try of `until`, and
-    ``~3`` for a third vote.
+    ``teams[0].m[1]``, behind ``OUTER/`` for a step of a nested workflow, before ``#2`` for a second try of `until`,
+    ``!release`` for its release, and ``~3`` for the third reply to a question.
     ``asked`` is what the names in the step have become, as JSON data, without a default for anything: ``messages`` of a
     prompt; ``given`` and ``files`` (name: text) of a command; ``given`` of a function; ``prompt`` for a person; and, if the
     step has an ``accept``, ``checked``: what its readings read, without the answer itself. ``meaning`` is what
@@ -109,10 +109,10 @@ def path_of(place: str) -> str:
 def top_of(path: str) -> str:
     """Return the workflow's own step in which a step is.
 
-    >>> top_of("teams.m"), top_of("outer/inner.x"), top_of("a")
-    ('teams', 'outer', 'a')
+    >>> top_of("teams.m"), top_of("outer/inner.x"), top_of("a"), top_of("b!release")
+    ('teams', 'outer', 'a', 'b')
     """
-    return re.split("[./]", path, maxsplit=1)[0]
+    return re.split("[./!]", path, maxsplit=1)[0]
 
 
 def kind_of(step: Step) -> str:
@@ -140,15 +140,20 @@ class StepMeanings:
         context_of: Callable[[Step], Sequence[str]] = lambda step: (),
     ) -> None:
         self._config, self._programs, self._context_of = config, programs, context_of
-        self._known: dict[int, tuple[Step, Mapping[str, str]]] = {}
+        self._known: dict[tuple[int, bool], tuple[Step, Mapping[str, str]]] = {}
 
-    def of(self, step: Step) -> Mapping[str, str]:
-        """Return names and digests (hex) of the parts."""
-        known = self._known.get(id(step))
+    def of(self, step: Step, *, release: bool = False) -> Mapping[str, str]:
+        """Return names and digests (hex) of the parts; ``release``: those of the check of its release."""
+        known = self._known.get((id(step), release))
         if known is None:
-            found = {name: digest_of_data(value, _PART_DIGITS * 2) for name, value in self._parts(step).items()}
-            known = self._known[id(step)] = (step, found)  # the step is kept, so that no other one gets its id
+            parts = self._of_release(step) if release else self._parts(step)
+            found = {name: digest_of_data(value, _PART_DIGITS * 2) for name, value in parts.items()}
+            known = self._known[id(step), release] = (step, found)  # the step is kept, so that no other one gets its id
         return known[1]
+
+    def _of_release(self, step: Step) -> dict[str, Any]:
+        check = None if step.release is None else step.release.check
+        return {} if check is None else {"release": self._check(check)}
 
     def _parts(self, step: Step) -> dict[str, Any]:
         found: dict[str, Any] = {}

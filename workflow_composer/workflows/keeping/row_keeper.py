@@ -15,6 +15,7 @@ from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, 
 from workflow_composer.workflows.keeping.keys import WRITTEN, path_of
 from workflow_composer.workflows.keeping.people import PeopleAnswers
 from workflow_composer.workflows.keeping.progress import QuestionProgress, Used
+from workflow_composer.workflows.keeping.versions import RunVersions
 from workflow_composer.workflows.running.results import FailureKind
 
 CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_off"})
@@ -28,7 +29,8 @@ _NOT_YET = "not asked yet"
 class AskingRules:
     """What a run asks. ``redo`` says whether kept answers at a path are asked anew, ``left_out`` why a path is not asked
     (empty: it is), ``retry`` names the kinds of failures that are tried again beside those that always are. ``paths`` are
-    those of the workflow's steps. ``asks`` is False where it is only found out what would be asked.
+    those of the workflow's steps. ``asks`` is False where it is only found out what would be asked. ``another_model`` says
+    in words which model of a path is now another one than when an entry was made, whose answer is then not used.
     """
 
     redo: Callable[[str, JournalEntry], bool] = lambda path, entry: False
@@ -36,6 +38,11 @@ class AskingRules:
     retry: frozenset[str] = frozenset()
     paths: frozenset[str] = frozenset()
     asks: bool = True
+    another_model: Callable[[str, JournalEntry], str] = lambda path, entry: ""
+
+    def anew(self, path: str, entry: JournalEntry) -> bool:
+        """Whether what an entry says of a path is not used."""
+        return self.redo(path, entry) or bool(self.another_model(path, entry))
 
 
 @dataclass(slots=True)
@@ -68,21 +75,29 @@ class StepCounts:
 @quick
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where one answer comes from: its question's digest, and the facts that were kept with it."""
+    """Where one answer comes from: its question's digest, the facts kept with it, the digest of the file it was asked by."""
 
     digest: str
     origin: str
     facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    file: str = ""
 
     @property
     def data(self) -> dict[str, Any]:
-        """The same as JSON data: origin, model, attempts, cost (dollars), seconds, digest, and what else is known."""
+        """The same as JSON data: origin, model, attempts, cost (dollars), seconds, digest, file, and what else is known."""
         facts = dict(self.facts)
         attempts = int(facts.pop("calls", 0) or 0) + int(facts.pop("runs", 0) or 0)
         told = {name: facts.pop(name, usual) for name, usual in (("model", ""), ("cost", 0.0), ("seconds", 0.0))}
         if "candidate" in facts:  # the profile's name of the model, and the one that its server reported
             told = {"model": facts.pop("candidate"), "served": told.pop("model"), **told}
-        return {"origin": self.origin, "attempts": attempts, **told, "digest": self.digest, **_briefly(facts)}
+        return {
+            "origin": self.origin,
+            "attempts": attempts,
+            **told,
+            "digest": self.digest,
+            "file": self.file,
+            **_briefly(facts),
+        }
 
 
 _NOT_SHOWN = frozenset({"reply", "replies", "refused"})
@@ -117,9 +132,11 @@ class RowKeeper:
         *,
         known: bool = False,
         people: PeopleAnswers | None = None,
+        versions: RunVersions | None = None,
     ) -> None:
         self._journal, self._rules, self._counts, self._known = journal, rules, counts, known
         self._people = people
+        self._file_of: Callable[..., str] = (lambda entry=None: "") if versions is None else versions.file_of
         self.cost = 0.0
         self.lineage: dict[str, Lineage] = {}
         self._answers: dict[str, list[JournalEntry]] = {}
@@ -134,7 +151,8 @@ class RowKeeper:
         kind = entry.fields["kind"]
         if kind in (ANSWER, SHARED):
             same = self._answers.setdefault(entry.digest, [])
-            same[:] = [other for other in same if other.place != entry.place]  # asked anew
+            if same and not self._rules.another_model(path_of(entry.place), entry):
+                same[:] = [other for other in same if other.place != entry.place]  # asked anew
             same.append(entry)
             self._failures.pop((entry.digest, entry.place), None)
             self._ended[entry.digest, entry.place] = entry.offset
@@ -151,10 +169,10 @@ class RowKeeper:
         if found is None:
             return self._of_others(question, counts)
         if found.offset >= self._journal.began:  # of an earlier pass of this run
-            self.lineage[question.place] = Lineage(question.digest, "asked", found.answer.facts)
+            self.lineage[question.place] = Lineage(question.digest, "asked", found.answer.facts, self._file_of(found))
             return found.answer
         counts.kept += 1
-        self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts)
+        self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts, self._file_of(found))
         counts.kept_cost += cost_of(found.answer.facts)
         for served in _served_by(found.answer.facts):
             counts.kept_models[served] += 1
@@ -167,10 +185,10 @@ class RowKeeper:
             self.lineage[question.place] = Lineage(question.digest, "person", found.facts)
             return found
         entry = self._journal.shared(question.digest) if question.share else None
-        if entry is None or self._rules.redo(path_of(question.place), entry):
+        if entry is None or self._rules.anew(path_of(question.place), entry):
             return None
         counts.shared += 1
-        self.lineage[question.place] = Lineage(question.digest, "shared", entry.answer.facts)
+        self.lineage[question.place] = Lineage(question.digest, "shared", entry.answer.facts, self._file_of(entry))
         return KeptAnswer(value=entry.answer.value, facts=entry.answer.facts, shared=True)
 
     def _kept(self, question: StepQuestion) -> JournalEntry | None:
@@ -178,7 +196,7 @@ class RowKeeper:
         same = self._answers.get(question.digest)
         if not same:
             return None
-        usable = [entry for entry in same if not self._rules.redo(path, entry)]
+        usable = [entry for entry in same if not self._rules.anew(path, entry)]
         if not usable:
             return None
         here = [entry for entry in usable if entry.place == question.place]
@@ -193,9 +211,9 @@ class RowKeeper:
         if told := self._rules.left_out(path):
             return KeptFailure(state="not_run", reason=told)
         failure = self._failures.get((question.digest, question.place))
-        if failure is not None and not self._rules.redo(path, failure) and not self._is_tried_again(failure):
+        if failure is not None and not self._rules.anew(path, failure) and not self._is_tried_again(failure):
             facts: Mapping[str, Any] = failure.fields.get("facts") or EMPTY
-            self.lineage[question.place] = Lineage(question.digest, "kept", facts)
+            self.lineage[question.place] = Lineage(question.digest, "kept", facts, self._file_of(failure))
             return KeptFailure(kind=failure.fields["fault"], reason=failure.fields["reason"], facts=facts)
         if told := self._why(question, failure):
             counts = self._counts.at(question.place)
@@ -225,7 +243,8 @@ class RowKeeper:
         if before is None:
             return "the row is new or its inputs changed" if self._known and not self._latest else ""
         if before.digest == question.digest:
-            return "asked for" if before.fields["kind"] != FAILED else "it failed before"
+            another = self._rules.another_model(path_of(question.place), before)
+            return another or ("asked for" if before.fields["kind"] != FAILED else "it failed before")
         return changed_parts(before.fields.get("parts") or EMPTY, question.parts)
 
     def progress(self, question: StepQuestion) -> QuestionProgress:
@@ -247,14 +266,14 @@ class RowKeeper:
         place = entry.place.rpartition("~")[0]
         is_own = place == question.place or path_of(place) not in self._rules.paths
         ended = self._ended.get((entry.digest, place), -1)
-        return is_own and entry.offset > ended and not self._rules.redo(path_of(question.place), entry)
+        return is_own and entry.offset > ended and not self._rules.anew(path_of(question.place), entry)
 
     def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
         """Write an answer before it is used."""
         cost = self._count(question, answer.facts)
         kind = SHARED if question.share else ANSWER
         self._journal.append(kind, question, cost=cost, value=answer.value, facts=dict(answer.facts))
-        self.lineage[question.place] = Lineage(question.digest, "asked", answer.facts)
+        self.lineage[question.place] = Lineage(question.digest, "asked", answer.facts, self._file_of())
 
     def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
         """Write a failure."""
@@ -262,7 +281,7 @@ class RowKeeper:
         rest = {name: value for name, value in facts.items() if name != "reason"}
         self._journal.append(FAILED, question, cost=cost, fault=kind, reason=str(facts.get("reason", "")), facts=rest)
         self._counts.at(question.place).failed += 1
-        self.lineage[question.place] = Lineage(question.digest, "asked", rest)
+        self.lineage[question.place] = Lineage(question.digest, "asked", rest, self._file_of())
 
     def _count(self, question: StepQuestion, facts: Mapping[str, Any]) -> float:
         """Count what was asked; return the dollars of it that no other entry has."""
@@ -310,6 +329,8 @@ _NAMED = {
     "accept": "its check changed",
     "program": "its program changed",
     "argv": "its command changed",
+    "release": "the check of its release changed",
+    "released": "what it releases changed",
 }
 
 

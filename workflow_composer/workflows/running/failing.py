@@ -124,7 +124,8 @@ def value_of(response: LLMResponse, form: OutputForm, *, private: bool) -> Any:
         return form.plain(formed.value)
     kind, reason = _refused(response, problem or "no answer of the vote can be used")
     facts = {**facts_of(response), "reply": response.text[-_LONGEST_REPLY:], "said": reason}
-    reason = f"{_PLAINLY[kind]} ({len(response.text):,} characters)" if private and kind == "invalid" else in_a_line(reason)
+    told = f"{_PLAINLY[kind]} ({len(response.text):,} characters)"
+    reason = told if private and kind in ("invalid", "server") else in_a_line(reason)
     raise StepFailure(kind=kind, reason=reason, facts=facts)
 
 
@@ -146,6 +147,8 @@ def _refused(response: LLMResponse, problem: str) -> tuple[FailureKind, str]:
         return "cut_off", f"the answer was cut off at {tokens:,} tokens, also with a larger limit"
     if sample.cut_off:
         return "refused", "the server withheld the answer (content_filter)"
+    if (last := response.attempts[-1]).fault == "server":  # of a server that would have been asked once more
+        return "server", f"no server answered when it was asked again ({last.error_type}); before that, {problem}"
     return ("invalid", problem) if sample.text.strip() else ("empty", _PLAINLY["empty"])
 
 

@@ -106,9 +106,10 @@ class _Question:
 
     def what_is_checked(self) -> dict[str, Any]:
         """Return what the readings of ``accept`` read, but for the answer itself."""
-        check = self.step.accept
-        if check is None:
-            return {}
+        return {} if self.step.accept is None else self.read_by_check(self.step.accept)
+
+    def read_by_check(self, check: AnswerCheck) -> dict[str, Any]:
+        """Return what the readings of a check read, but for the answer itself."""
         readings = [*check.files.values(), *check.given.values()]
         if isinstance(check.body, PromptBody):
             readings += [one for one in (check.body.prompt, check.body.system) if one is not None]
@@ -385,30 +386,49 @@ async def released(step: Step, result: StepResult, names: Scope, spot: Spot, pla
         return result
     if release.check is None:
         return await _released_by_person(step, result, spot, place)
-    try:
-        answer = await _answered(_ReleaseCheck(step, names, spot, result.value, release.check))
-    except _Stopped as stop:
-        return replace(result, state="not_run", kind="stopped", value=None, reason=stop.why)
-    except StepFailure as failure:
-        told = f"the check of its release could not be done: {failure.reason}"
-        return replace(result, state="withheld", value=None, reason=told)
+    made = _ReleaseCheck(step, names, spot, result.value, release.check)
+    question = spot.world.question(step, row=spot.row, place=f"{place}!release", asked=made.asked, release=True)
+    return await _released_by_check(made, question, result)
+
+
+async def _released_by_check(made: _ReleaseCheck, question: StepQuestion, result: StepResult) -> StepResult:
+    """Return the result if the check passes, or has passed for the same value in an earlier run.
+
+    What a program refused, it is asked again: that may have been its own fault. What a judge said is an answer.
+    """
+    keeper = made.spot.world.keeper
+    answer = keeper.find(question)
+    if answer is None:
+        if (refusal := keeper.refused(question)) is not None:
+            return replace(result, state="not_run", kind="stopped", value=None, reason=refusal.reason)
+        try:
+            answer = await _answered(made)
+        except _Stopped as stop:
+            return replace(result, state="not_run", kind="stopped", value=None, reason=stop.why)
+        except StepFailure as failure:
+            told = f"the check of its release could not be done: {failure.reason}"
+            return replace(result, state="withheld", value=None, reason=told)
+        if answer.value is True or made.release.calls:
+            keeper.keep(question, answer)
     cost = result.cost + answer.facts["cost"]
-    if answer.value is None:
+    if answer.value is True:
         return replace(result, cost=cost)
     return replace(result, state="withheld", value=None, cost=cost, reason="the check of its release did not pass")
 
 
 class _ReleaseCheck(_Question):
-    """The check of a value's release. It is made anew each time: what it says is never taken from an earlier run."""
+    """The check of a value's release: its answer is true if the value may be read by others."""
 
     def __init__(self, step: Step, names: Scope, spot: Spot, value: Any, check: AnswerCheck) -> None:
         super().__init__(step, names, spot)
         self.value, self.release = value, self.checked_by(check)
+        self.asked = {"released": value, **self.read_by_check(check)}
 
     async def answer(self) -> KeptAnswer:
-        """Return what is wrong with the value; None: nothing."""
-        problem = await self.release(self.value)
-        return KeptAnswer(value=problem, facts={"cost": self.release.cost})
+        """Check the value."""
+        passed = await self.release(self.value) is None
+        used = {"calls": self.release.calls} if self.release.calls else {"runs": 1}
+        return KeptAnswer(value=passed, facts={**used, "cost": self.release.cost})
 
 
 async def _released_by_person(step: Step, result: StepResult, spot: Spot, place: str) -> StepResult:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import Keeper, StepQuestion
 
@@ -67,8 +68,8 @@ class People(Protocol):
 class AskedQuestion(Protocol):
     """Makes the question of a step: see `workflow_composer.workflows.keeping.keys.question_of`."""
 
-    def __call__(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
-        """Return what a step really asks, once."""
+    def __call__(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any], release: bool = False) -> StepQuestion:
+        """Return what a step, or the check of its release, really asks, once."""
         ...
 
 
@@ -122,6 +123,7 @@ def no_room_known(step: Step) -> int | None:
     return None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """What the steps of a run share.

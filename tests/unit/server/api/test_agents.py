@@ -60,10 +60,30 @@ def test_reasoning_comes_in_pieces_before_the_text():
     assert [delta["reasoning_content"] for delta in deltas if "reasoning_content" in delta] == ["h", "m"]
 
 
-def test_thinking_that_is_not_wanted_is_left_out():
+def test_thinking_that_is_not_to_be_shown_comes_sealed_and_is_read_when_it_comes_back():
     request = read(MESSAGES, {**HI, "thinking": {"type": "adaptive", "display": "omitted"}})
-    assert [block["type"] for block in json.loads(MESSAGES.whole(request, answer(THOUGHT)))["content"]] == ["text"]
-    assert b"thinking" not in MESSAGES.events(request).piece(Chunk(reasoning="hm"))
+    thinking, text = json.loads(MESSAGES.whole(request, answer(THOUGHT)))["content"]
+    assert (thinking["type"], thinking["thinking"], text["type"]) == ("thinking", "", "text")
+    assert THOUGHT.reasoning not in thinking["signature"]
+    asked_again = {**HI, "messages": [*HI["messages"], {"role": "assistant", "content": [thinking, text]}, *HI["messages"]]}
+    assert read(MESSAGES, asked_again).request.messages[1]["reasoning_content"] == THOUGHT.reasoning
+
+    writer = MESSAGES.events(request)
+    written = writer.piece(Chunk(reasoning="Both \ud83d")) + writer.piece(Chunk(reasoning="first."))
+    found = events(written + writer.piece(Chunk("ok", "stop")) + writer.end(answer("ok")))
+    deltas = [one["delta"] for one in found if one["type"] == "content_block_delta"]
+    assert [delta["type"] for delta in deltas] == ["signature_delta", "text_delta"]
+    block = {"type": "thinking", "thinking": "", "signature": deltas[0]["signature"]}
+    again = read(MESSAGES, {**HI, "messages": [*HI["messages"], {"role": "assistant", "content": [block]}, *HI["messages"]]})
+    assert again.request.messages[1]["reasoning_content"] == "Both \ud83dfirst."
+
+
+@pytest.mark.parametrize("signature", ["EqQBCkgIARABGAIi", "wfc-thinking:%%%", "wfc-thinking:/w==", "", None])
+def test_a_signature_of_another_service_holds_no_thoughts(signature):
+    block = {"type": "thinking", "thinking": "", "signature": signature}
+    turn = {"role": "assistant", "content": [block, {"type": "text", "text": "ok"}]}
+    found = read(MESSAGES, {**HI, "messages": [*HI["messages"], turn, *HI["messages"]]})
+    assert found.request.messages[1] == {"role": "assistant", "content": "ok"}
 
 
 def test_the_stop_sequence_that_ended_an_answer_is_named():

@@ -103,6 +103,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(field, value, param):
         ("truncation", "auto"),
         ("safety_identifier", "u"),
         ("include", ["reasoning.encrypted_content"]),
+        ("reasoning", {"context": "all_turns"}),
     ],
 )
 def test_what_is_left_out_is_warned_of(field, value):
@@ -147,6 +148,27 @@ def test_a_conversation_is_said_in_the_words_of_a_chat():
             ],
         },
     ]
+
+
+def test_tools_that_come_within_the_conversation_are_offered_and_called_like_others():
+    """Codex sends them so to newer models, in namespaces; of two with one name, the later one is meant."""
+    older = {"type": "function", "name": "f", "description": "older"}
+    space = {"type": "namespace", "name": "space", "tools": [{"type": "custom", "name": "exec"}, {"type": "web_search"}]}
+    more = {
+        "type": "additional_tools",
+        "id": "at_1",
+        "role": "developer",
+        "tools": [space, {**older, "description": "newer"}],
+    }
+    found = read(RESPONSES, {"input": [more, {"role": "user", "content": "go"}], "tools": [older]})
+    assert found.request.messages == ({"role": "user", "content": "go"},)
+    offered = [tool["function"] for tool in found.request.tools]
+    assert [(one["name"], one.get("description")) for one in offered] == [("f", "newer"), ("space__exec", None)]
+    (warning,) = found.warnings
+    assert "web_search" in warning
+    call = {"id": "c", "type": "function", "function": {"name": "space__exec", "arguments": '{"input": "1 + 1"}'}}
+    (item,) = json.loads(RESPONSES.whole(found, answer(Sample(text="", tool_calls=(call,)))))["output"]
+    assert (item["type"], item["namespace"], item["name"], item["input"]) == ("custom_tool_call", "space", "exec", "1 + 1")
 
 
 def test_an_answer_has_an_item_for_the_text_and_for_each_call():

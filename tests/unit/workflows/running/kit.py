@@ -137,8 +137,9 @@ class Bench:
             async with self.limit:
                 yield
 
-        def question(step, *, row, place, asked):
+        def question(step, *, row, place, asked, release=False):
             meaning = {"step": str(step.temperature), "model": str(step.model), "form": repr(step.form)}
+            meaning |= {"release": repr(step.release)} if release else {}
             return question_of(step, row=row, place=place, asked=asked, meaning=meaning)
 
         usual = {"people": self.people, "purse": FreePurse(), "gate": gate, "room": lambda step: self.room}

@@ -1,4 +1,4 @@
-"""A run of `ask`: every row of a table becomes a prompt, a form reads the answer, and the table is written with it.
+"""A run of `ask`: every row of a table goes through a workflow of one step, and the table is written with its answer.
 
 Answers go to a journal beside the output, in the form of `generate`'s output, with these fields added: ``value`` (as the
 form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, ``asked_again`` (calls
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer import __version__
 from workflow_composer.answers.form import OutputForm, as_data
 from workflow_composer.batch.asking.labels import Labelled
-from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
+from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, journal_beside, suffix_of, types_of
 from workflow_composer.batch.asking.templates import PromptTemplate, is_missing, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
 from workflow_composer.batch.keeping.identity import meaning_of, voting_of
@@ -38,14 +38,20 @@ from workflow_composer.batch.run.runner import Generate, GoOn, RunBudget, heard,
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError, InvalidAnswer
 from workflow_composer.storage.replacing import set_aside
-from workflow_composer.types import ANY_TASK, LLMResponse, Sample
+from workflow_composer.support.fast_dataclass import changed
+from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Sample
+from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
+from workflow_composer.workflows.definition.ordering import with_names
+from workflow_composer.workflows.definition.readings import read_expression, read_template
+from workflow_composer.workflows.keeping.answers import NothingKept, asked_anew
+from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
+from workflow_composer.workflows.running.results import StepResult
+from workflow_composer.workflows.running.row import run_row
+from workflow_composer.workflows.running.world import World
 
 if TYPE_CHECKING:
     from workflow_composer.batch.datasets.table import Table, TableRow
     from workflow_composer.config.strategy import StrategyConfig
-
-JOURNAL = ".journal"
-"""Suffix of the journal's name, after that of the output."""
 
 ANSWER, ERROR = "answer", "_error"
 """The column of an answer without fields, and the column that says why a row has none."""
@@ -124,52 +130,122 @@ class AskLine(AnswerLine):
         return head._replace(unreadable=True) if head.error and head.error[0] == InvalidAnswer.__name__ else head
 
 
+ASKED = "answer"
+"""The name of the step."""
+
+
+def one_step(fields: Mapping[str, Any], form: OutputForm) -> Workflow:
+    """Return the workflow of one step that asks the prompt of a row, with fields of `LLMRequest` plus ``system``.
+
+    What is filled in are whole texts: a prompt is made of a row's columns before anything is asked, and names the row.
+    """
+    names = {"prompt": "text"} | ({"system": "text"} if fields.get("system") is not None else {})
+    body = PromptBody(
+        prompt=read_template("{{ prompt }}"),
+        system=read_template("{{ system }}") if "system" in names else None,
+        context=fields.get("context"),
+    )
+    given = {step: fields[name] for name, step in _OF_STEPS.items() if fields.get(name) is not None}
+    step = with_names(Step(name=ASKED, line=1, body=body, form=form, **given))
+    output = {ASKED: read_expression(ASKED)}
+    return Workflow(name="ask", path=None, inputs=names, steps={ASKED: step}, order=(ASKED,), output=output)  # type: ignore[arg-type]  # types of inputs
+
+
+_OF_STEPS = {
+    "task_type": "task",
+    "model": "model",
+    "temperature": "temperature",
+    "max_tokens": "tokens",
+    "timeout": "timeout",
+    "form_retries": "retries",
+}
+"""Fields of a request, each with its name in a step."""
+
+
+@dataclass(slots=True)
+class _AskedRow:
+    """A row as a workflow reads it, and as its request is sent: for at most ``budget`` dollars.
+
+    ``response`` or ``error`` is what came of the request.
+    """
+
+    id: str
+    inputs: Mapping[str, Any]
+    generate: Generate
+    budget: float | None
+    plain: bool
+    fault: str = ""
+    response: LLMResponse | None = None
+    error: BaseException | None = None
+
+    async def ask(self, request: LLMRequest) -> LLMResponse:
+        """Answer the step's request; any text has the form of a text, which need not be asked for."""
+        sent = changed(request, budget=self.budget, form=None if self.plain else request.form)
+        try:
+            self.response = await self.generate(sent)
+        except BaseException as error:
+            self.error = error
+            raise
+        return self.response
+
+
 class FormAnswers:
-    """Answers rows by calling ``generate`` and reading each answer by the form. Raises what ``generate`` raises.
+    """Answers rows, each by the workflow of one step. Raises what ``generate`` raises.
 
     ``fields`` are fields of `LLMRequest` for all rows, plus ``system``. An answer without the form becomes a failed row.
     ``keep_texts`` keeps the prompts and the votes' samples.
     """
 
     def __init__(self, generate: Generate, fields: Mapping[str, Any], form: OutputForm, *, keep_texts: bool) -> None:
-        self._generate, self._keep_texts = generate, keep_texts
-        self._fields = dict(fields) if form.is_text else {**fields, "form": form}  # any text has the form of a text
-        self._form = form
+        self._generate, self._form = generate, form
+        self._flow = one_step(fields, form)
+        self._fixed = {"system": fields["system"]} if "system" in self._flow.inputs else {}
+        self._lines = LineAnswers(generate, {}, keep_texts=keep_texts)
+        nothing = NothingKept()
+        purse = RunPurse(MoneyAccount())  # the runner of rows watches over the money
+        self._world = World(ask=generate, question=asked_anew, keeper=nothing, people=nothing, purse=purse)
 
     async def __call__(self, row: InputRow, budget: float | None) -> AnswerLine:
         """Answer one row for at most ``budget`` dollars; return its line."""
-        made: list[LLMResponse] = []
-
-        async def generate(prompt: Any, **fields: Any) -> LLMResponse:
-            made.append(await self._generate(prompt, **fields))
-            return made[0]
-
-        graded = row if self._form.is_text else replace(row, label=None)  # a text is graded by the answer read from it
-        line = await LineAnswers(generate, self._fields, keep_texts=self._keep_texts)(graded, budget)
-        return AskLine({**line.fields, **self._read(row, made[0])})
+        inputs = {"prompt": row.prompt, **self._fixed}
+        asked = _AskedRow(row.key, inputs, self._generate, budget, self._form.is_text)
+        outcome = await run_row(self._flow, asked, changed(self._world, ask=asked.ask))
+        if asked.error is not None:
+            raise asked.error
+        result = outcome.steps[ASKED]
+        if asked.response is None:
+            raise InvalidAnswer(result.reason)
+        labelled = self._form.is_text and row.label is not None  # a text is graded by the answer read from it
+        graded = row if labelled or row.label is None else replace(row, label=None)
+        line = await self._lines.line_of(graded, asked.response)
+        return AskLine({**line.fields, **self._read(row, result, asked.response)})
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
         """Return the line of a failed row, with the cost of its attempts."""
-        line = LineAnswers(self._generate, self._fields, keep_texts=self._keep_texts).failed(row, error, seconds)
+        line = self._lines.failed(row, error, seconds)
         return AskLine({**line.fields, "calls": len(getattr(error, "attempts", ()))})
 
-    def _read(self, row: InputRow, response: LLMResponse) -> dict[str, Any]:
-        formed = self._form.read(response.text)
+    def _read(self, row: InputRow, result: StepResult, response: LLMResponse) -> dict[str, Any]:
         found: dict[str, Any] = {"calls": len(response.attempts), "asked_again": response.asked_again}
-        problem = formed.problem if self._form.is_text else response.warning or formed.problem
-        if self._form.is_text and response.samples[0].cut_off:
-            problem = "the answer was cut off by its token limit: raise --max-tokens"
-        if problem is not None:
+        if (problem := self._problem(result, response)) is not None:
             return {**found, "error": {"type": InvalidAnswer.__name__, "message": problem}}
-        value = self._form.plain(formed.value)
-        found |= {"value": value, "mended": list(formed.mended)}
         if row.label is not None:
             found["label"] = row.label
-        if not self._form.is_text:
-            found["answer"] = cell(value)
-            if row.label is not None:
-                found["correct"] = self._form.key(formed.value) == key_of(self._form, row.label)
+        if self._form.is_text:
+            formed = self._form.read(response.text)
+            return found | {"value": self._form.plain(formed.value), "mended": list(formed.mended)}
+        found |= {"value": result.value, "mended": list(response.mended), "answer": cell(result.value)}
+        if row.label is not None:
+            found["correct"] = self._form.key(self._form.read(response.text).value) == key_of(self._form, row.label)
         return found
+
+    def _problem(self, result: StepResult, response: LLMResponse) -> str | None:
+        """Return why there is no answer; None: there is one. A text is one although its vote has a warning."""
+        if not self._form.is_text:
+            return None if result.state == "done" else result.reason
+        if response.samples[0].cut_off:
+            return "the answer was cut off by its token limit: raise --max-tokens"
+        return self._form.read(response.text).problem
 
 
 def key_of(form: OutputForm, label: str) -> str:
@@ -292,7 +368,7 @@ class AskRun:
         has answers to other questions, which it names.
         """
         suffix_of(target)
-        journal = journal_of(target)
+        journal = journal_beside(target)
         if target.exists() and any(map(target.samefile, self.table.paths)):
             raise InputError(f"{target} is the table itself, or a part of it", hint=f"choose {OTHER}")
         if target.exists() and not journal.exists():
@@ -405,7 +481,7 @@ class AskRun:
     @staticmethod
     def _lines(target: Path) -> Callable[[int], Mapping[str, Any] | None]:
         """Return a function that returns a row's line in the journal; call it with increasing numbers."""
-        found = answers_in(journal_of(target))
+        found = answers_in(journal_beside(target))
         line = next(found, None)
 
         def of(index: int) -> Mapping[str, Any] | None:
@@ -441,11 +517,6 @@ class AskRun:
 def _names(part: str, columns: Sequence[str]) -> list[str]:
     """Split names at commas, unless there is a column of this name."""
     return [part] if part in columns else [name for word in part.split(",") if (name := word.strip())]
-
-
-def journal_of(target: Path) -> Path:
-    """Return the journal beside an output."""
-    return target.with_name(target.name + JOURNAL)
 
 
 def _set_aside(journal: Path) -> Path:
