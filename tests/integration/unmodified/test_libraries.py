@@ -109,7 +109,13 @@ def test_inspect_finishes_twenty_samples_with_a_score_in_both_modes(stage):
     entered(INSPECT, "20 samples with a score by chats and by responses", "tool")
 
 
-SUMS = "".join(json.dumps({"question": f"What is {n} + {n + 1}?", "answer": str(n + n + 1)}) + "\n" for n in range(20))
+SUMS = "".join(
+    json.dumps(
+        {"question": f"What is {n} + {n + 1}?", "answer": str(n + n + 1), "choices": [str(n + n + 1), "none"], "label": 0}
+    )
+    + "\n"
+    for n in range(20)
+)
 
 
 def test_lm_eval_finishes_twenty_samples_with_a_score_by_chats_and_by_completions(stage):
