@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from workflow_composer.backends.base import Passed
+from workflow_composer.backends.base import Passed, Upload
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.readers import DataReader, may_read
@@ -255,14 +255,14 @@ class ModelOrchestrator(ActiveStrategy):
         finally:
             await active.release()
 
-    async def apass(self, path: str, body: Mapping[str, Any], **fields: Unpack[RequestFields]) -> Passed:
-        """Pass a request of a server's own API (``/tokenize``, ``/v1/rerank``) on to the server of the plan's first model.
-
-        ``path`` is below the server's API; with two slashes in front, beside it. Raises as `agenerate`.
+    async def apass(self, path: str, body: Mapping[str, Any] | Upload, **fields: Unpack[RequestFields]) -> Passed:
+        """Pass a request (``/v1/rerank``, ``//tokenize``: two slashes mean beside the API) on to the server of the plan's
+        first model. Raises as `agenerate`.
         """
         active = self._active.acquire() or self._acquire()
         try:
-            request = self._request(active, json.dumps(body), {"kind": "other", **fields})
+            said = body.text if isinstance(body, Upload) else json.dumps(body)
+            request = self._request(active, said, {"kind": "other", **fields})
             started, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), None
             try:
                 plan = active.plan(request)

@@ -328,12 +328,14 @@ def streamed(body: bytes) -> tuple[str, list[Any]]:
 
 def echo(request: Request) -> Reply:
     """Answer with the last message, so that every answer shows whose it is."""
-    data = request.json
+    data = {} if "/audio/" in request.path else request.json
     if request.path.endswith("/embeddings"):
         rows = [{"index": at, "embedding": [1.0, 0.5]} for at in range(len(data["input"]))]
         return Reply.of({"model": "m", "data": rows, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
     older = request.path.endswith("/v1/completions")
-    text = data["prompt"] if older else written(data["messages"][-1].get("content"))
+    if not older and "messages" not in data:
+        return Reply.of({"model": "m"})
+    text = data["prompt"] if older else written(data["messages"][-1].get("content") if data["messages"] else "")
     if older:
         choice = {"index": 0, "text": text, "finish_reason": "stop"}
         whole = {"id": "c", "object": "text_completion", "model": "m", "choices": [choice]}

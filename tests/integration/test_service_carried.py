@@ -82,3 +82,31 @@ def test_a_stream_s_cost_and_attempts_follow_behind_its_end(served):
     sent = dict(line.split(b": ") for line in rest.rpartition(b"\r\n0\r\n")[2].split(b"\r\n") if line)
     assert sent[b"x-workflow-composer-attempts"] == b"1"
     assert {b"x-workflow-composer-cost", b"x-workflow-composer-attempts"} <= sent.keys() <= set(announced.split(b", "))
+
+
+@pytest.mark.parametrize("model", ["auto", "mv_p-0_k2_t0.7"])
+def test_headers_that_the_profile_names_go_on_in_every_form(tmp_path, model):
+    """Whatever their case; others, and what a client tells of itself, do not."""
+    told = {"X-Tenant": "blue", "x-other": "1", "session-id": "s", "x-codex-turn": "t", "X-Request-Id": "r"}
+    bodies = {
+        "chat/completions": chat("hi", model=model),
+        "messages": {"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]},
+        "responses": {"model": model, "input": "hi"},
+    }
+    if model == "auto":
+        bodies |= {
+            "completions": {"model": model, "prompt": "hi"},
+            "embeddings": {"model": model, "input": ["hi"]},
+            "rerank": {"model": model, "query": "a", "documents": ["b"]},
+        }
+    more = {"forward_headers": ["X-TENANT"], "routers": ["cascade", "cascading_provider"]}
+    with echoing() as stub:
+        real = stub.answer
+        stub.answer = lambda request: Reply.of({"results": []}) if request.path.endswith("rerank") else real(request)
+        with serving(tmp_path, stub, **more) as service:
+            for path, body in bodies.items():
+                status, _, answer = service.request("POST", f"/v1/{path}", body, told)
+                assert status == 200, (path, answer)
+                got = stub.requests[-1].headers
+                assert got["x-tenant"] == "blue", path
+                assert not {"x-other", "session-id", "x-codex-turn"} & set(got), path

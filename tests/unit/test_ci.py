@@ -66,3 +66,46 @@ chmod +x "$3/bin/pip"
     assert ("skipped" in done.stderr) is not installs
     assert bool(list(tmp_path.glob("cache/*/complete"))) is installs
     assert installs or not list(tmp_path.glob("cache/*"))
+
+
+@pytest.mark.parametrize("fails", [None, "aider", "codex"])
+def test_clients_that_do_not_install_are_skipped_by_name_and_the_others_are_kept(tmp_path, fails):
+    """Another run installs nothing again but what did not install, or what is wanted in another version."""
+    log, cache = tmp_path / "log", tmp_path / "cache" / "clients-2"
+    programs = {
+        "npm": f'case "$*" in *{fails}*) exit 1;; esac; echo "$*" >> {log}',
+        "pip": f'case "$*" in *{fails}*) exit 1;; esac; echo "$*" >> {log}',
+        "python3": f'mkdir -p "$3/bin" && cp {tmp_path}/pip "$3/bin/pip"',
+    }
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    names = ("environment_clients", "clients_from_pypi", "clients_from_npm", "missing_clients", "without_clients")
+    script = "\n".join(
+        [
+            f"set -euo pipefail; export PATH={tmp_path}:$PATH; cache={tmp_path}/cache; step() {{ :; }}; packages() {{ :; }}",
+            *map(function, names),
+            'environment_clients; echo "$WORKFLOW_COMPOSER_CLIENTS_PYTHON"',
+        ]
+    )
+
+    def run():
+        log.write_text("")
+        command = ["bash", "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(cache / "main" / "bin" / "python")
+        assert (f"clients {fails} cannot be installed here" in done.stderr) is (fails is not None)
+        return log.read_text().splitlines()
+
+    wanted = set(re.findall(r"^    clients_from_(?:pypi|npm) (\w+) ", function("environment_clients"), re.M))
+    assert len(run()) == len(wanted - {fails})
+    assert (
+        {path.parent.name for path in cache.glob("*/complete")}
+        == wanted - {fails}
+        == {path.name for path in cache.iterdir()}
+    )
+    assert run() == []
+    (cache / "opencode" / "complete").write_text("opencode-ai@0.1.0\n")
+    (again,) = run()
+    assert "opencode-ai@" in again

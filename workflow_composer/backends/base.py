@@ -30,6 +30,19 @@ class Passed:
     failovers: tuple[Attempt, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A body that is passed on as it is, but for the model's name, which stands between its pieces ``before`` and ``after``.
+
+    ``kind`` is its content type, ``text`` what it says of itself in words (a prompt, or nothing).
+    """
+
+    before: tuple[bytes, ...]
+    after: tuple[bytes, ...]
+    kind: str
+    text: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class BackendContext:
     """What all backends of a snapshot share: the profile, the egress policy and the environment variables.

@@ -112,6 +112,28 @@ Place = Annotated[str, Field(min_length=1), WrapValidator(lambda v, check: v if 
 """A URL or path that may contain ``${NAME}``."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
+_OWN_HEADERS = re.compile(
+    r"authorization|cookie|host|connection|keep-alive|te|trailer|transfer-encoding|upgrade|expect|accept-encoding|range"
+    r"|(x-)?api-key|x-admin-token|content-.*|proxy-.*|x-workflow-composer-.*|(x-)?forwarded(-.*)?|x-real-ip"
+)
+"""Headers of a connection, with keys, or for this service."""
+_TELLING = re.compile(r"user-agent|referer|origin|session-id|thread-id|x-codex-.*|x-stainless-.*|x-openwebui-user-.*")
+"""Headers in which clients tell of themselves and of their users."""
+
+
+def _header(text: str) -> str:
+    name = text.strip().lower()
+    if re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name) is None:
+        raise ValueError(f"{text!r} is not the name of a header")
+    if _OWN_HEADERS.fullmatch(name):
+        raise ValueError(f"{name} is not forwarded: it is for this service or for one connection only")
+    if _TELLING.fullmatch(name):
+        raise ValueError(f"{name} is not forwarded: clients tell of themselves in it")
+    return name
+
+
+HeaderNames = Annotated[tuple[Annotated[str, AfterValidator(_header)], ...], Field(strict=False)]
+"""Names of headers, in lower case, that may go on to model servers."""
 Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
 Settings = Annotated[Mapping[str, Any], BeforeValidator(plain), AfterValidator(frozen)]

@@ -26,6 +26,7 @@ from workflow_composer.config.normalize import NormalForm, as_tree, without_secr
 from workflow_composer.config.profile_models import (
     BreakerSettings,
     Catalogue,
+    HeaderNames,
     ModelSpec,
     Name,
     Names,
@@ -140,6 +141,12 @@ class StrategyConfig(ProfilePart):
         default=True,
         description="Whether the next model is tried if a server refuses a model's key (401, 403). After a local model, "
         "only local ones are tried: they see no more than it would have.",
+    )
+    forward_headers: HeaderNames = Field(
+        default=(),
+        description="Headers of a client's request that go on to the model's server, such as `x-tenant`, beside "
+        "`X-Request-Id`, `traceparent` and `tracestate`, which always do. Those in which clients tell of themselves, or "
+        "that hold keys, are refused.",
     )
     models: Catalogue = frozen_mapping("Name -> model: the catalogue.")
     tiers: Tiers = frozen_mapping("Name -> tier of a cascade, cheap ones first.")

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.backends.base import Passed
+from workflow_composer.backends.base import Passed, Upload
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -270,7 +270,7 @@ class PlanExecutor:
         raise run.exhausted()
 
     async def pass_on(
-        self, candidate: Candidate, path: str, body: Mapping[str, Any], request: LLMRequest, trace: Trace
+        self, candidate: Candidate, path: str, body: Mapping[str, Any] | Upload, request: LLMRequest, trace: Trace
     ) -> Passed:
         """Pass a request of a server's own API on to this model's server only, with retries."""
         run = self.member_run(0, Tier.of((candidate,)), request, trace)

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-from workflow_composer.backends.base import Passed
+from workflow_composer.backends.base import Passed, Upload
 from workflow_composer.backends.openai.adapting import OPTIONAL, USUAL, not_taken
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
@@ -305,7 +305,7 @@ class MemberRun:
             if purse is not None and purse.calls:
                 purse.over(self)
 
-    async def passed(self, path: str, body: Mapping[str, Any]) -> Passed:
+    async def passed(self, path: str, body: Mapping[str, Any] | Upload) -> Passed:
         """Make one call of a server's own API. Raises `ModelError`."""
         purse = self._request.purse
         if purse is not None and self._trace.attempts:

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.execution.readers import DataReader, may_read
 from workflow_composer.moe.routing.three_paths import ThreePaths, Way
 from workflow_composer.plan import Plan
 from workflow_composer.routers.base import Router, RouterContext, RouterSettings, described
@@ -235,7 +236,12 @@ class AdaptiveRouter(Router):
         self._lock = threading.Lock()
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """Return the wrapped router's actual or probable plan; None if it has none. Raises what that router raises."""
+        """Return the wrapped router's actual or probable plan; None if it has none. Raises what that router raises.
+
+        A private request is planned by the wrapped router, and nothing is learned from it: a later plan would tell of it.
+        """
+        if not may_read(DataReader.LEARNER, request):
+            return self.inner.plan(request, resources)
         shape, now = shape_of(request), self._clock()
         keys = np.array([key_of(request, digits_alike=self._chosen.digits_alike)], np.uint64)
         with self._lock, self._paths.lock:

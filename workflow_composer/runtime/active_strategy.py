@@ -29,6 +29,8 @@ class ActiveStrategy(ABC):
     """The active snapshot and its replacement."""
 
     plugins: PluginHost
+    forwarded: frozenset[str]
+    """Names of a client's headers that the active profile forwards: an attribute, since every request asks for it."""
     _active: Snapshot
     _chosen_by: str
     _thread: LoopThread
@@ -46,6 +48,7 @@ class ActiveStrategy(ABC):
     def _begin(self, first: Snapshot) -> None:
         """Publish the first snapshot."""
         self._active = first
+        self.forwarded = frozenset(first.config.forward_headers)
         self.plugins.add_follower(self)
         _all.add(self)
 
@@ -57,6 +60,7 @@ class ActiveStrategy(ABC):
                 if new.with_plugins:
                     self.plugins.publish(NextGeneration(new.offered, ()))
                 self._active, self._chosen_by = self._newest(new, new.config), "switch"
+                self.forwarded = frozenset(new.config.forward_headers)
         if closed:
             await new.retire()
             raise WorkflowComposerError("the orchestrator is closed")

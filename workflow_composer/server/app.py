@@ -40,10 +40,15 @@ def report_failure(report: Report, request_id: str, error: BaseException, status
     report("request failed", request_id=request_id, status=status, error=type(error).__name__, **detail)
 
 
+def _is_open(path: str) -> bool:
+    return path.endswith("/") or "*" in path
+
+
 class App:
     """Dispatches exchanges to a table of handlers. ``gate`` raises if a request's headers suffice to refuse it.
 
-    The path of a route that ends with a slash is the start of paths. ``longest`` is the most bytes of a body, unpacked.
+    The path of a route that ends with a slash is the start of paths, one with a star their start and end; the longest
+    counts. ``longest`` is the most bytes of a body, unpacked.
     """
 
     def __init__(
@@ -62,9 +67,10 @@ class App:
         self._access = access
         self._pages = pages or WebGate()
         self._longest = longest
-        self._routes = {place: handler for place, handler in routes.items() if not place[1].endswith("/")}
-        self._below = {place: handler for place, handler in routes.items() if place[1].endswith("/")}
-        self._starts = sorted({path for _, path in self._below}, key=len, reverse=True)
+        self._routes = {place: handler for place, handler in routes.items() if not _is_open(place[1])}
+        self._below = {place: handler for place, handler in routes.items() if _is_open(place[1])}
+        open_ones = sorted({path for _, path in self._below}, key=len, reverse=True)
+        self._starts = [(path, *path.partition("*")[::2]) for path in open_ones]
         self._dialects = dialects
         self._usual = usual
         self._report = report
@@ -93,8 +99,9 @@ class App:
         return reply
 
     def _start_of(self, path: str) -> str:
-        """Return the route that is the start of a path; empty if there is none."""
-        return next((start for start in self._starts if path.startswith(start)), "")
+        """Return the route that is the start of a path (and its end); empty if there is none."""
+        found = (route for route, start, end in self._starts if path.startswith(start) and path.endswith(end))
+        return next(found, "")
 
     def _beneath(self, method: str, path: str) -> Handler | None:
         return self._below.get((method, self._start_of(path)))

@@ -6,16 +6,18 @@ import functools
 from importlib.metadata import version
 from typing import Any
 
+from workflow_composer.server import multipart
 from workflow_composer.server.admin.runs import RUNS
 from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, message_form, response_form
 from workflow_composer.server.api.catalogue import FEEDBACK
-from workflow_composer.server.api.forms import LONGEST_NAME, Form
+from workflow_composer.server.api.forms import LONGEST_NAME, Form, model_name
 from workflow_composer.server.api.json_wire import encode
-from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS
+from workflow_composer.server.api.passing import COUNT, COUNTED, PATHS, UPLOADS
 from workflow_composer.server.api.passing import FORM as PASSED
 from workflow_composer.server.api.schemas import BOOLEAN, INTEGER, NUMBER, TEXT, Schema, nullable, record
 from workflow_composer.server.auth.keys import PERIODS
+from workflow_composer.server.batches.handlers import BATCH, BATCHES, CANCEL, CONTENT, FILE, FILES, PURPOSES, batch_form
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 # -------------------------------------------------------------------------------------------------------------- describing
@@ -38,6 +40,7 @@ def _written(most_calls: int) -> bytes:
     return encode(found)
 
 
+_ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings")
 _NAME: Schema = {**TEXT, "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}
 _EVENT: Schema = {
     "type": "object",
@@ -100,6 +103,7 @@ def _paths() -> Schema:
             "get": _operation("Get one value of `model`", None, {"id": TEXT}, parameters=[_in_path("model")])
         },
         "/v1/usage": {"get": _operation("Get what the key has used, and what is left", None, _usage())},
+        **_uploads(),
         RUNS: {
             "get": _operation(
                 "List what runs of workflows are doing",
@@ -113,6 +117,7 @@ def _paths() -> Schema:
         },
         COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
         **{path: {"post": _passing(path)} for path in PATHS},
+        **{path: {"post": _uploading(path)} for path in UPLOADS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
         "/ready": {"get": _plain("Check that a model is available", {"ready": BOOLEAN}, 503)},
         "/metrics": {"get": _other("Get the metrics in Prometheus' text format", "text/plain")},
@@ -129,6 +134,32 @@ def _paths() -> Schema:
         "/admin/strategy/rollback": {"post": _admin("Roll back to a version", ROLLBACK)},
         "/admin/plugins/reload": {"post": _admin("Load new and changed plugins", RELOAD)},
         "/admin/plugins/rollback": {"post": _admin("Return to the plugins before the last change", RELOAD)},
+    }
+
+
+def _uploads() -> Schema:
+    """Return the paths of files and batches."""
+    form = batch_form([*_ENDPOINTS])
+    file, batch, page = {"object": {"const": "file"}}, {"object": {"const": "batch"}}, {"object": {"const": "list"}}
+    in_path = {"parameters": [_in_path("id")]}
+    uploaded = record({"purpose": {"enum": list(PURPOSES)}, "file": {**TEXT, "format": "binary"}}, "purpose", "file")
+    upload = _operation("Upload a file", None, {"id": TEXT, **file}, 409)
+    upload["requestBody"] = {"required": True, "content": {multipart.KIND: {"schema": uploaded}}}
+    content = _other("Get a file's content", "application/octet-stream")
+    content["responses"] |= _failures("Error")
+    return {
+        FILES: {"post": upload, "get": _operation("List the files", None, page)},
+        f"{FILE}{{id}}": {
+            "get": _operation("Get a file's record", None, file, **in_path),
+            "delete": _operation("Delete a file", None, {"deleted": BOOLEAN}, 409, **in_path),
+        },
+        f"{FILE}{{id}}{CONTENT}": {"get": {**content, **in_path}},
+        BATCHES: {
+            "post": _operation("Begin a batch", form, {"id": TEXT, **batch}),
+            "get": _operation("List the batches", None, page),
+        },
+        f"{BATCH}{{id}}": {"get": _operation("Get a batch's record", None, batch, **in_path)},
+        f"{BATCH}{{id}}{CANCEL}": {"post": _operation("End a batch", None, batch, 409, **in_path)},
     }
 
 
@@ -194,6 +225,12 @@ def _passing(path: str) -> Schema:
     content: Schema = {"application/json": {"schema": {}}, "application/octet-stream": {"schema": {}}}
     answers = {"200": {"description": "As the server answers", "content": content}, **_failures("Error")}
     return {"summary": summary, "security": [{"key": []}, {}], "requestBody": _body(PASSED), "responses": answers}
+
+
+def _uploading(path: str) -> Schema:
+    found = _passing(path)
+    schema = record({"file": {**TEXT, "format": "binary"}, "model": model_name.schema}, "file", "model")
+    return {**found, "requestBody": {"required": True, "content": {multipart.KIND: {"schema": schema}}}}
 
 
 def _in_path(name: str) -> Schema:

@@ -46,7 +46,7 @@ from workflow_composer.server.api.completion_handler import Accounts, Admission,
 from workflow_composer.server.api.completions import CompletionsDialect
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
-from workflow_composer.server.api.passing import COUNT, PATHS, Passing
+from workflow_composer.server.api.passing import COUNT, PATHS, UPLOADS, Passing
 from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.api.workflow_answers import WorkflowAnswers
 from workflow_composer.server.app import App, report_failure
@@ -55,6 +55,9 @@ from workflow_composer.server.auth.history import FILE_NAME as HISTORY
 from workflow_composer.server.auth.history import UsageHistory
 from workflow_composer.server.auth.keys import KeyRing, presented
 from workflow_composer.server.auth.ledger import Ledger
+from workflow_composer.server.batches.handlers import FILES, Uploads, batch_form
+from workflow_composer.server.batches.running import Batches
+from workflow_composer.server.conversations import Conversations
 from workflow_composer.server.exchange import Exchange, Handler
 from workflow_composer.server.gate import WebGate, read_origins, read_proxies
 from workflow_composer.server.http import HttpServer
@@ -67,6 +70,9 @@ from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import BACKLOG, announce, close, listen
 from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 
+EMBEDDINGS_PATH = "/v1/embeddings"
+FILE_PATHS = (FILES, *UPLOADS)
+"""Paths that take multipart bodies."""
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """API formats that model servers use too, so that their responses can be relayed unchanged."""
 ACCEPTING = 0.02
@@ -138,7 +144,7 @@ def _plugin_failure(log: ServiceLog) -> Callable[[str, str], None]:
 
 @dataclass(slots=True)
 class Parts:
-    """Shared parts of the handlers."""
+    """Shared parts of the handlers. ``batches`` is None if the service keeps no files."""
 
     orchestrator: ModelOrchestrator
     accounts: Accounts
@@ -148,6 +154,7 @@ class Parts:
     audits: AuditLog
     strategies: Switchboard
     callers: Callers
+    batches: Batches | None = None
 
 
 class Worker:
@@ -190,6 +197,7 @@ class Worker:
             self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies, callers
         )
         app = app_of(parts, settings, environ, log)
+        self._batches = parts.batches
         serve = app.serve if self._tracing is None else functools.partial(self._tracing.serve, answer=app.serve)
         self._server = HttpServer(serve, app.refuse, HttpLimits(body=settings.max_body), admit=app.admit)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -245,8 +253,12 @@ class Worker:
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(self._server.protocol, sock=listening, backlog=BACKLOG)
         self.begin(self._save())
+        running = None if self._batches is None else loop.create_task(self._batches.work())
         await self._stop.wait()
         self._observing.draining = True
+        if running is not None:  # their lines go on at the next start
+            running.cancel()
+            await asyncio.wait([running])
         await asyncio.sleep(ACCEPTING)
         listener.close()
         lost = await self._server.drain(self._settings.drain_seconds)
@@ -305,33 +317,48 @@ def callers_of(settings: ServerSettings, accounts: Accounts, audit: SwitchAudit)
     return Callers(accounts.keys, settings.admin_token, read_proxies(settings.trusted_proxies), told)
 
 
+def _answering(
+    parts: Parts,
+    settings: ServerSettings,
+    log: ServiceLog,
+    board: RunBoard,
+    dialects: Mapping[str, Dialect],
+    accounts: Accounts,
+) -> dict[str, Handler]:
+    """Return the handlers of models by path, for requests of these accounts."""
+    made = CompletionHandler(
+        parts.orchestrator,
+        accounts,
+        parts.admission,
+        debug=settings.debug,
+        log=log if settings.debug else None,
+        report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
+        flows=WorkflowAnswers(parts.orchestrator, accounts, report, board),
+    )
+    vectors = Catalogue(parts.orchestrator, accounts, parts.admission, parts.audits, parts.callers).embeddings
+    forms = {path: made.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()}
+    return {**forms, EMBEDDINGS_PATH: vectors}
+
+
 def app_of(
     parts: Parts,
     settings: ServerSettings,
     environ: Mapping[str, str],
     log: ServiceLog,
 ) -> App:
-    """Return the application with its table of handlers."""
+    """Return the application with its table of handlers; what runs batches is in ``parts`` from then on."""
     board = RunBoard(settings.state_directory / "workflow-runs", runs_folder(environ))
-    answering = CompletionHandler(
-        parts.orchestrator,
-        parts.accounts,
-        parts.admission,
-        debug=settings.debug,
-        log=log if settings.debug else None,
-        report=(report := lambda request_id, error: report_failure(log.warning, request_id, error, 200)),
-        flows=WorkflowAnswers(parts.orchestrator, parts.accounts, report, board),
-    )
     chat = ChatDialect()
     dialects: dict[str, Dialect] = {
         "/v1/chat/completions": chat,
         "/v1/completions": CompletionsDialect(),
-        "/v1/responses": ResponsesDialect(),
+        "/v1/responses": ResponsesDialect(Conversations() if settings.workers == 1 else None),
         "/v1/messages": MessagesDialect(),
     }
-    routes: dict[tuple[str, str], Handler] = {
-        ("POST", path): answering.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()
-    }
+
+    answering = functools.partial(_answering, parts, settings, log, board, dict(dialects))
+    endpoints = answering(parts.accounts)
+    routes: dict[tuple[str, str], Handler] = {("POST", path): one for path, one in endpoints.items()}
     admin = Admin(parts.strategies, parts.callers)
     dashboard = Dashboard(
         parts.orchestrator,
@@ -346,11 +373,16 @@ def app_of(
     )
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     passing = Passing(parts.orchestrator, parts.accounts, parts.admission)
-    for group in (catalogue, passing, parts.observing, admin, dashboard, WorkflowRuns(board, parts.callers)):
+    if settings.keep_files:
+        place, days, places = settings.state_directory / "batches", settings.keep_files, settings.concurrency
+        parts.batches = Batches(place, parts.accounts, answering, dialects, chat, log.warning, days=days, places=places)
+    uploads = Uploads(parts.accounts, parts.batches, batch_form([*endpoints]))
+    flows = WorkflowRuns(board, parts.callers)
+    for group in (catalogue, passing, parts.observing, admin, dashboard, flows, uploads):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing(settings.most_calls)
     keyless = parts.callers.keyless
-    pages = WebGate(read_origins(settings.cors, keyless=keyless), keyless)
+    pages = WebGate(read_origins(settings.cors, keyless=keyless), keyless, FILE_PATHS)
 
     def gate(exchange: Exchange) -> None:
         """Check a key before the body is read; the handler checks it again, and counts the request."""

@@ -29,7 +29,8 @@ class ServerSettings:
     required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``:
     reload the profile file when it changes. ``most_calls`` limits the calls of one request to models. ``debug``: responses
     report decisions in full, and the log contains prompts, without keys. ``cors`` are the web origins that may use the
-    service from a browser, ``trusted_proxies`` the addresses whose ``X-Forwarded-For`` is believed.
+    service from a browser, ``trusted_proxies`` the addresses whose ``X-Forwarded-For`` is believed. ``keep_files``: days for
+    which uploaded files and finished batches are kept; 0: the service takes none.
     """
 
     strategy: str | None = None
@@ -52,6 +53,7 @@ class ServerSettings:
     json: bool = False
     cors: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    keep_files: float = 30.0
 
     @property
     def open_to_others(self) -> bool:

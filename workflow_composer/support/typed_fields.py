@@ -47,6 +47,7 @@ class PlainFields(TypedDict, total=False):
     left_out: list[str] | None
     relay: Any
     purse: Any
+    replies: Any
     request_id: str
 
 
@@ -121,4 +122,5 @@ class WorkflowFields(TypedDict, total=False):
     journal: str | Path | None
     budget: Mapping[str, float] | None
     concurrency: int | None
+    labels: Mapping[str, str] | None
     progress: bool | Callable[[Any], None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer import __version__
-from workflow_composer.answers.form import OutputForm, as_data
+from workflow_composer.answers.form import Formed, OutputForm, as_data
 from workflow_composer.batch.asking.labels import Labelled
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, journal_beside, suffix_of, types_of
 from workflow_composer.batch.asking.templates import PromptTemplate, is_missing, near_columns
@@ -227,25 +227,26 @@ class FormAnswers:
 
     def _read(self, row: InputRow, result: StepResult, response: LLMResponse) -> dict[str, Any]:
         found: dict[str, Any] = {"calls": len(response.attempts), "asked_again": response.asked_again}
-        if (problem := self._problem(result, response)) is not None:
-            return {**found, "error": {"type": InvalidAnswer.__name__, "message": problem}}
+        formed = self._formed(result, response)
+        if formed.problem is not None:
+            return {**found, "error": {"type": InvalidAnswer.__name__, "message": formed.problem}}
+        found |= {"value": formed.value, "mended": list(formed.mended)}
         if row.label is not None:
             found["label"] = row.label
-        if self._form.is_text:
-            formed = self._form.read(response.text)
-            return found | {"value": self._form.plain(formed.value), "mended": list(formed.mended)}
-        found |= {"value": result.value, "mended": list(response.mended), "answer": cell(result.value)}
-        if row.label is not None:
-            found["correct"] = self._form.key(self._form.read(response.text).value) == key_of(self._form, row.label)
+        if not self._form.is_text:
+            found["answer"] = cell(formed.value)
+            if row.label is not None:
+                found["correct"] = self._form.key(self._form.read(response.text).value) == key_of(self._form, row.label)
         return found
 
-    def _problem(self, result: StepResult, response: LLMResponse) -> str | None:
-        """Return why there is no answer; None: there is one. A text is one although its vote has a warning."""
+    def _formed(self, result: StepResult, response: LLMResponse) -> Formed:
+        """Return the answer as JSON data, or why there is none. A text is an answer although its vote has a warning."""
         if not self._form.is_text:
-            return None if result.state == "done" else result.reason
+            problem = None if result.state == "done" else result.reason
+            return Formed(value=result.value, problem=problem, mended=response.mended)
         if response.samples[0].cut_off:
-            return "the answer was cut off by its token limit: raise --max-tokens"
-        return self._form.read(response.text).problem
+            return Formed(problem="the answer was cut off by its token limit: raise --max-tokens")
+        return self._form.read(response.text)
 
 
 def key_of(form: OutputForm, label: str) -> str:

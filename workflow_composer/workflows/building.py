@@ -67,18 +67,13 @@ class PromptFields(AnsweredFields, total=False):
     fold: str
 
 
-class FunctionFields(AnsweredFields, total=False):
-    """What a function may have. ``given`` is the key ``with`` of a file."""
+class ProgramFields(AnsweredFields, total=False):
+    """What a program or a function may have. ``given`` is the key ``with`` of a file."""
 
     given: Mapping[str, str]
+    files: Mapping[str, str]
     limits: Mapping[str, str]
     trusted: bool
-
-
-class ProgramFields(FunctionFields, total=False):
-    """What a program may have."""
-
-    files: Mapping[str, str]
 
 
 class NestedFields(StepFields, total=False):
@@ -134,7 +129,7 @@ class WorkflowBuilder:
         self._add(name, {"python": target, **fields})
 
     def step(
-        self, name: str, kind: str, settings: Mapping[str, Any] | str | None = None, **fields: Unpack[FunctionFields]
+        self, name: str, kind: str, settings: Mapping[str, Any] | str | None = None, **fields: Unpack[ProgramFields]
     ) -> None:
         """Add a step of a plugin's kind, with its settings."""
         self._add(name, {kind: {} if settings is None else settings, **fields})

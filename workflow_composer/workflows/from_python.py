@@ -108,6 +108,7 @@ async def run_workflow(
     journal: str | Path | None = None,
     budget: Mapping[str, float] | None = None,
     concurrency: int | None = None,
+    labels: Mapping[str, str] | None = None,
     progress: bool | Callable[[Tally], None] = False,
     served: Callable[[StrategyConfig], Awaitable[ServedModels]] = nothing_served,
 ) -> WorkflowResult:
@@ -116,17 +117,16 @@ async def run_workflow(
     ``output`` is a table to write (.csv, .tsv, .jsonl, .parquet). ``journal`` keeps the answers, in a file whose name ends
     with ``.journal`` (None: the one beside the output; without either, nothing is kept). ``budget`` is ``{"row": dollars,
     "run": dollars}``, in place of the workflow's own; ``concurrency`` the most calls at a time (None: adaptive).
-    ``progress``: True shows it on standard error, a function is called with the tally after each row. ``served``: see
-    `WorkflowRun`; it is asked if answers are kept.
+    ``labels`` has the rows' columns of right answers by step or output column; the report's ``accuracy`` then says at which
+    step rows go wrong. ``progress``: True shows it on standard error, a function is called with the tally after each row.
+    ``served``: see `WorkflowRun`; it is asked if answers are kept.
 
     A step's failure is part of its row, and raises nothing. Raises `InputError` for wrong arguments or rows, or if the
     journal is in use, `WorkflowFileError` with all faults of the workflow, and any exception of ``progress``. However the
     run ends, the journal has all answers.
     """
-    limits = RunBudget.of(budget)
-    options = RunOptions(
-        concurrency=whole_number("concurrency", concurrency, 1), run_budget=limits.run, row_budget=limits.row
-    )
+    limits, most = RunBudget.of(budget), whole_number("concurrency", concurrency, 1)
+    options = RunOptions(concurrency=most, run_budget=limits.run, row_budget=limits.row, labels=dict(labels or {}))
     target, kept = (None if path is None else Path(path) for path in (output, journal))
     if kept is not None and not kept.name.endswith(JOURNAL):
         raise InputError(f"the journal {kept} has another ending", hint=f"name it {kept.name}{JOURNAL}")

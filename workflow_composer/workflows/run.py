@@ -24,8 +24,9 @@ from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import InputError, WorkflowComposerError
-from workflow_composer.types import ANY_TASK
+from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
+from workflow_composer.workflows.grading import RunGrades, graded
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
@@ -89,7 +90,8 @@ class RunOptions:
     """What a run is told beside its workflow. Money in dollars; ``rows`` are numbers from 0; steps are named by their names.
 
     ``start`` does a step and all that follow anew, ``redo`` one step; ``only`` asks nothing but one step; ``retry`` names
-    kinds of failures that are tried again beside those that always are.
+    kinds of failures that are tried again beside those that always are. ``labels`` has the table's columns of right answers,
+    by step or output column.
     """
 
     concurrency: int | None = None
@@ -100,6 +102,7 @@ class RunOptions:
     only: str | None = None
     redo: str | None = None
     retry: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
     def check(self, workflow: Workflow) -> None:
         """Raise `InputError` if a step that is named does not exist."""
@@ -213,6 +216,7 @@ class WorkflowRun:
         )
         self.table, self.output, self.models = table, output, models
         journal = _journal_of(output) if journal is None else journal
+        self.grades = RunGrades(workflow, options.labels, table) if options.labels else None
         self.written = WrittenTables(self.workflow, output, table, journal)
         self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
         self.journal = WorkflowJournal.open(journal)
@@ -232,11 +236,7 @@ class WorkflowRun:
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
         self._rooms: dict[int, tuple[Step, int | None]] = {}
         self._began = time.monotonic()
-        self.live: LiveRun | None = None
-        self._board = board
-        if board is not None:
-            shown = "" if output is None else output.name
-            self.live = LiveRun(new_run_id(), self.workflow, models.config, rows=len(self.source), output=shown)
+        self._board, self.live = board, None if board is None else self._shown()
         self.world = World(
             ask=Asker(models.agenerate, self.gate, self.stopped),
             question=self._question,
@@ -258,6 +258,10 @@ class WorkflowRun:
     def __exit__(self, *_: object) -> None:
         self._spool.close()
         self.journal.close()
+
+    def _shown(self) -> LiveRun:
+        output = "" if self.output is None else self.output.name
+        return LiveRun(new_run_id(), self.workflow, self.models.config, rows=len(self.source), output=output)
 
     # ------------------------------------------------------------------------------------------------------------ asking
 
@@ -471,10 +475,13 @@ class WorkflowRun:
                 states[outcome.state] += 1
                 steps.add_row(outcome.steps, self.workflow.steps)
         steps.add_row(self._run_results, self.workflow.steps)
+        marks = {}
+        if self.grades is not None:
+            marks = await graded(self.grades, self.table.rows(), self._spool.outcome)
         tables: Mapping[str, str] = {}
         if why != CANCELLED:
             tables = await asyncio.to_thread(
-                self.written.write, self._spool, len(self.source), Scope({}, self._run_results), self.journal.path
+                self.written.write, self._spool, len(self.source), Scope({}, self._run_results), self.journal.path, marks
             )
         spent = sum(one.cost for one in self.counts.values())
         return RunReport(
@@ -491,6 +498,7 @@ class WorkflowRun:
             unreadable=self.journal.counts.unreadable,
             tables=tables,
             served=_served(self.counts),
+            accuracy=None if self.grades is None else self.grades.data,
         )
 
     async def _fill_up(self) -> None:

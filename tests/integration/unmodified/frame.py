@@ -11,7 +11,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,15 +168,17 @@ class Stage:
     key: str
     folder: Path
 
-    def run(self, client: Client, *, files: dict[str, str] | None = None, model: str = "auto", **environ: str) -> Printed:
+    def run(
+        self, client: Client, *, files: Mapping[str, str | bytes] | None = None, model: str = "auto", **environ: str
+    ) -> Printed:
         """Do what the client's section says, in a new folder that has ``files``; ``model`` where it says auto."""
         text = section(client.name).replace('"auto"', f'"{model}"')
         home, work = self.folder / "home", self.folder / "work"
-        written = {**(files or {}), **files_of(text)}
+        written: dict[str, str | bytes] = {**(files or {}), **files_of(text)}
         for path, body in written.items():
             file = home / path[2:] if path.startswith("~/") else work / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self.filled(body))
+            file.write_bytes(body if isinstance(body, bytes) else self.filled(body).encode())
         work.mkdir(exist_ok=True)
         away = "http://127.0.0.1:9"  # nobody listens there: what a client tells others about itself ends here
         plain_environ = {

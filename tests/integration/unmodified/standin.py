@@ -164,8 +164,8 @@ def wrong_messages(messages: Any) -> str | None:
         elif open_calls:
             return f"messages[{at}]: the calls {sorted(open_calls)} have no answer"
         for part in message["content"] if isinstance(message.get("content"), list) else ():
-            if part.get("type") not in {"text", "image_url", "input_audio"}:
-                return f"messages[{at}]: unknown part type {part.get('type')!r}"
+            if part.get("type") not in ({"text"} if role == "tool" else {"text", "image_url", "input_audio"}):
+                return f"messages[{at}]: part of type {part.get('type')!r} for {role}"
         for call in message.get("tool_calls") or ():
             if not isinstance(json.loads(call["function"]["arguments"] or "{}"), Mapping):
                 return f"messages[{at}]: arguments are no object"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 
 import pytest
 
@@ -37,6 +39,9 @@ def edited_and_listed(stage, done):
     assert "other.txt" in listed
 
 
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
+)
 PATCH = "*** Begin Patch\n*** Update File: greeting.txt\n@@\n-hello world\n+goodbye world\n*** End Patch"
 
 
@@ -73,6 +78,28 @@ def test_codex_gives_newer_models_their_tools_within_the_conversation(stage):
     assert all(chat["tools"] for chat in stage.server.seen.chats)
     remembered = [message.get("reasoning_content") for message in stage.server.seen.chats[-1]["messages"]]
     assert "One program will do." in remembered
+
+
+LOOKS = {
+    CODEX: Call("view_image", {"path": "dot.png"}),
+    CLAUDE: Call("Read", lambda messages: {"file_path": f"{working_folder(messages)}/dot.png"}),
+}
+
+
+def working_folder(messages):
+    """The folder that Claude Code tells the model of."""
+    return re.search(r"Primary working directory: (\S+)", json.dumps(messages))[1].removesuffix("\\n")
+
+
+@pytest.mark.parametrize("client", LOOKS, ids=lambda client: client.name)
+def test_an_image_that_a_tool_returns_reaches_the_model(stage, client):
+    stage.follows(LOOKS[client], "It is a red dot.")
+    done = stage.run(here(client), files={"dot.png": DOT})
+    assert "It is a red dot." in done.out, done.err
+    *_, shown = stage.server.seen.chats[-1]["messages"]
+    (image,) = [part for part in shown["content"] if part["type"] == "image_url"]
+    assert shown["role"] == "user"
+    assert image["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
 
 
 @pytest.mark.parametrize("client", [CODEX, CLAUDE], ids=lambda client: client.name)

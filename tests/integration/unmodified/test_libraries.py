@@ -97,7 +97,7 @@ def test_a_library_gets_every_answer(stage, client):
     wanted = PRINTED[client]
     assert {what: done.said(what) for what in wanted} == wanted
     assert stage.proven() >= {"chat", "stream"}
-    entered(client, *wanted)
+    entered(client, *(" by ".join(reversed(what.split(", "))) for what in wanted))
 
 
 def test_inspect_finishes_twenty_samples_with_a_score_in_both_modes(stage):

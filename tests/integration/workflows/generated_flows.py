@@ -50,7 +50,7 @@ class Flow:
     """A workflow's file as data, and what of it may be named by further steps."""
 
     steps: dict[str, Any] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=lambda: ["note", "id"])
+    texts: list[str] = field(default_factory=lambda: ["note", "id", "id"])
     choices: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
     shaky: list[str] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Drawn:
     def condition(self) -> str:
         """Draw a condition."""
         flow = self.flow
-        kinds = ["'HIV' in note", "len(note) > 20", "id == 'r1'", "id != 'r1'"]
+        kinds = ["'HIV' in note", "len(note) > 20", *["id == 'r1'", "id != 'r1'"] * 2]
         if steady := flow.steady:
             kinds.append(f"{self.one(steady)} is {self.one(['done', 'skipped', 'given'])}")
             kinds.append(f"{self.one(steady)}._attempts > 1")
@@ -283,6 +283,12 @@ def flows(draw: Any, most: int = 9) -> Flow:
     made = Drawn(draw)
     for at in range(draw(strategies.integers(2, most))):
         made.add(at)
+    steady = made.flow.steady
+    for name in ("last", "least"):  # so that something reaches the cloud from most of them
+        step = {"model": "remote", "prompt": f"{name} {{{{ id }}}} {made.read() if made.chance(3) else ''}"}
+        if steady and made.chance(2):
+            step["when"] = f"{made.one(steady)} is {made.one(['done', 'skipped', 'given'])}"
+        made.flow.steps[name] = step
     if made.chance(8):
         made.flow.steps["person"] = {"human": "is {{ note }} right?", "answer": ["yes", "no"]}
         made.flow.shaky.append("person")

@@ -335,3 +335,15 @@ def test_it_closes_what_it_wraps(orchestrating):
     Judge.made[-1].aclose = note
     asyncio.run(orchestrator.routers["adaptive"].aclose())
     assert closed == [True]
+
+
+def test_nothing_is_learned_from_private_requests(orchestrating):
+    """Where a later request goes, and whether the wrapped router is asked about it, tells nothing of them."""
+
+    def seen(*private):
+        orchestrator = orchestrating(least=2, start=3)
+        for text in private:
+            assert orchestrator.plan(text, private=True).tiers[0].members[0].candidates[0].name == "large"
+        return [orchestrator.plan(f"easy {number}").reason for number in "abcdefgh"]
+
+    assert seen() == seen("hard one", "hard two", "hard three", "hard four")

@@ -95,6 +95,7 @@ class TestRunning:
                 on_error: skip
                 repeated: {times: 3}
                 with: {text: one}
+                files: {sub/a.txt: "{{ note }}"}
                 answer: text
               inner: {workflow: inner.yaml, with: {note: note}}
               all: {reduce: rows, repeated: {times: 2}, with: {text: '"-"'}}
@@ -103,6 +104,22 @@ class TestRunning:
         )
         with orchestrator(folder / "p.yaml") as o:
             assert values(o.run_workflow(folder / "flow.yaml", ROWS)) == ["ababab! abab! --!", "ccc! cc! --!"]
+
+    @pytest.mark.parametrize("kind", ["python: own:read", "reads:"])
+    def test_files_of_a_function_are_in_its_working_directory(self, folder, kind):
+        """Of a `python` step, and of a plugin's kind; other files are another question."""
+        (folder / "own.py").write_text("def read(*settings):\n    return open('sub/a.txt').read()\n")
+        (folder / "mine.py").write_text(
+            "from workflow_composer import hookimpl\n\ndef reads(settings):\n    return open('sub/a.txt').read()\n"
+            "\n@hookimpl\ndef register_steps(register):\n    register('reads', reads)\n"
+        )
+        text = f"workflow: f\ninputs: {{note: text}}\nsteps:\n  again:\n    {kind}\n"
+        text += "    files: {sub/a.txt: '{{ note }} X'}\n"
+        (folder / "flow.yaml").write_text(f"{text}output: {{again: again}}\n")
+        with orchestrator(folder / "p.yaml") as o:
+            assert values(o.run_workflow(folder / "flow.yaml", ROWS, journal=folder / "run.journal")) == ["ab X", "c X"]
+            (folder / "flow.yaml").write_text(f"{text.replace(' X', ' Y')}output: {{again: again}}\n")
+            assert values(o.run_workflow(folder / "flow.yaml", ROWS, journal=folder / "run.journal")) == ["ab Y", "c Y"]
 
     def test_a_builder_has_it_too(self, folder):
         """Settings are data."""
@@ -168,7 +185,7 @@ class TestChecks:
             (("{times: 2}", '{times: "{{ note }}"}'), ("with:",)),
             (("repeated:", "reprated:"), ("repeated",)),
             (("repeated:", "elsewhere:"), ("--plugin",)),
-            (("repeated:", "files: {a: b}\n    repeated:"), ("files",)),
+            (("repeated:", "temperature: 1\n    repeated:"), ("temperature",)),
             (("repeated:", "prompt: x\n    repeated:"), ("prompt and repeated",)),
         ],
     )

@@ -116,7 +116,7 @@ class Answer:
 
 
 class Sink(Protocol):
-    """Receives the body of an event stream with status 200; any other response is returned as an `Answer`."""
+    """Receives the body of an event stream with a status of success; any other response is returned as an `Answer`."""
 
     def attach(self, connection: Connection) -> None:
         """Set the connection of the response; called again after a retry on another connection."""
@@ -355,7 +355,7 @@ class Connection(asyncio.Protocol):
             except Undecodable as error:
                 self._fail(error)
                 return
-        if self._sink is not None and status == 200 and "event-stream" in self._headers.get("content-type", ""):
+        if self._sink is not None and status < 300 and "event-stream" in self._headers.get("content-type", ""):
             self._streams = True
             self._sink.begin()
         elif len(length := self._headers.get("content-length", "")) < 20 and length.isdecimal() and int(length) > self._most:

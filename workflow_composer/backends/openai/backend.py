@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import BackendContext, Passed
+from workflow_composer.backends.base import BackendContext, Passed, Upload
 from workflow_composer.backends.http.client import Limit, Stream
 from workflow_composer.backends.http.connection import BOUNDS, bounds_of
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
@@ -219,17 +219,26 @@ class OpenAICompatibleBackend:
         return await apart(read) if quick is None else quick
 
     async def passed(
-        self, path: str, body: Mapping[str, Any], request: LLMRequest, *, timeout: float, sending: Sending | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any] | Upload,
+        request: LLMRequest,
+        *,
+        timeout: float,
+        sending: Sending | None = None,
     ) -> Passed:
         """Send a request of the server's own API to it as it is, but for the model's name; return what it answers."""
-        if path.startswith("//") and not (self._server.direct or request.private):
-            raise Unsupported(f"{self.name}: {path[1:]} is not sent through a proxy", hint="name a model without one")
+        upload = body if isinstance(body, Upload) else None
+        if (upload is not None or path.startswith("//")) and not (self._server.direct or request.private):
+            what = f"{self.name}: /{path.lstrip('/')} is not sent through a proxy"
+            raise Unsupported(what, hint="name a model without one")
         with self._limit(timeout, "the answer"):
             answer = await self._server.send(
                 path,
-                dict(body),
+                {} if isinstance(body, Upload) else dict(body),
                 Secrets(request),
                 connect=timeout,
+                upload=upload,
                 bounds=bounds_of(1, **_LOGPROBS),
                 sending=sending,
                 bulk=request.bulk,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.base import BackendContext, Upload
 from workflow_composer.backends.http.client import Client, Origin, Stream, head
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Request, Sink
 from workflow_composer.backends.openai import errors, shapes, wire
@@ -42,6 +42,7 @@ _WORKED = frozenset({408, 500, 504})
 _TELL_EVERY = 60.0
 """Seconds between two reports to the operator that a server refuses the key."""
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+_JSON_TYPE = b"Content-Type: application/json\r\n"
 
 
 _FAULTS = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is too deep"}
@@ -81,12 +82,12 @@ class OpenAIServer:
         bulk: int = 0,
         more: Mapping[str, str] | None = None,
         private: bool = False,
+        upload: Upload | None = None,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
-        ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
-        the number of characters of the body; a large one is encoded in a thread and sent in pieces. ``more`` are headers.
-        ``private``: only to the profile's own machines, and by no proxy.
+        ``sending`` learns when the server works for the call. A large ``bulk`` of characters is encoded in a thread and sent
+        in pieces. ``more`` are headers. ``private``: to own machines, by no proxy. ``upload`` is sent in place of ``body``.
         """
         again = True
         while True:
@@ -104,7 +105,9 @@ class OpenAIServer:
                     if more:
                         start = _with_headers(start, more)
                     data: Request
-                    if isinstance(content, bytes):
+                    if upload is not None:
+                        data = _uploading(start, upload, model)
+                    elif isinstance(content, bytes):
                         data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
                     else:
                         data = _in_pieces(start, content)
@@ -347,6 +350,12 @@ def _with_headers(start: bytes, more: Mapping[str, str]) -> bytes:
     length = b"Content-Length: "
     lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("latin-1")
     return start.removesuffix(length) + lines + length
+
+
+def _uploading(start: bytes, upload: Upload, model: str) -> tuple[bytes, ...]:
+    """Return a request with an upload, between whose pieces the model's name stands."""
+    start = start.replace(_JSON_TYPE, f"Content-Type: {upload.kind}\r\n".encode("latin-1"))
+    return _in_pieces(start, (*upload.before, model.encode(), *upload.after))
 
 
 def _in_pieces(head: bytes, content: Sequence[bytes]) -> tuple[bytes, ...]:

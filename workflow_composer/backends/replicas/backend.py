@@ -9,7 +9,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import Backend, BackendContext, Passed
+from workflow_composer.backends.base import Backend, BackendContext, Passed, Upload
 from workflow_composer.backends.http.connection import Broken
 from workflow_composer.backends.openai.backend import OpenAICompatibleBackend
 from workflow_composer.backends.replicas.discovery import Finder
@@ -121,7 +121,13 @@ class ReplicatedBackend:
         )
 
     async def passed(
-        self, path: str, body: Mapping[str, Any], request: LLMRequest, *, timeout: float, sending: Sending | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any] | Upload,
+        request: LLMRequest,
+        *,
+        timeout: float,
+        sending: Sending | None = None,
     ) -> Passed:
         """Send a request of a server's own API to one of the servers; return what it answers."""
         tour = self._tour(Timeouts(total=timeout), asyncio.current_task(), None, sending)

@@ -29,6 +29,7 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
         "-s t4_hybrid serve --host 0.0.0.0 --port 8000 --workers 2 --keys keys.json",
         "-s development serve --port 8080 --most-calls 128 --debug",
         "-s t4_hybrid serve --cors https://chat.example --keys keys.json",
+        "-s t4_hybrid serve --keys keys.json --keep-files 7",
     )
 )
 @click.option(
@@ -51,6 +52,14 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
 )
 @click.option(
     "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds to finish requests on shutdown."
+)
+@click.option(
+    "--keep-files",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 3650),
+    metavar="DAYS",
+    help="Days for which uploaded files and batches are kept; 0: none are taken.",
 )
 @click.option("--watch/--no-watch", default=True, show_default=True, help="Reload the profile when its file changes.")
 @click.option(
@@ -82,6 +91,7 @@ def serve(
     queue: int,
     most_calls: int,
     drain: float,
+    keep_files: float,
     watch: bool,
     cors: tuple[str, ...],
     trusted_proxies: tuple[str, ...],
@@ -118,6 +128,7 @@ def serve(
         queue=queue,
         most_calls=most_calls,
         drain_seconds=drain,
+        keep_files=keep_files,
         watch=watch,
         debug=explain,
         access_log=access_log,
@@ -126,8 +137,12 @@ def serve(
         trusted_proxies=tuple(map(str, read_proxies(trusted_proxies))),
     )
     if settings.open_to_others and keys is None:
-        raise ConfigError(
-            f"{host} is reachable from other machines, and without --keys anyone could use the models",
-            hint="create a key (keys new NAME --file keys.json) and serve with --keys keys.json; or listen on 127.0.0.1",
-        )
+        raise _open_to_all(host)
     run(settings, state.environ)
+
+
+def _open_to_all(host: str) -> ConfigError:
+    return ConfigError(
+        f"{host} is reachable from other machines, and without --keys anyone could use the models",
+        hint="create a key (keys new NAME --file keys.json) and serve with --keys keys.json; or listen on 127.0.0.1",
+    )

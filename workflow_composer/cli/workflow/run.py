@@ -46,6 +46,13 @@ _MONEY = click.FloatRange(min=0, min_open=True)
     multiple=True,
     help="Also ask again what failed for this reason. Faults of servers are always tried again.",
 )
+@click.option(
+    "--label",
+    "labels",
+    metavar="STEP=COLUMN",
+    multiple=True,
+    help="The table's column with the right answers of a step or an output column; the report says where rows go wrong.",
+)
 @click.option("--dry-run", is_flag=True, help="Call nothing: forecast the calls and the price of each step.")
 @click.option("--yes", is_flag=True, help="Do not ask before answers that exist are asked for again.")
 @strategy_option

@@ -22,6 +22,7 @@ from workflow_composer.errors import InputError, RunBudgetReached
 from workflow_composer.runtime.resources import served_models
 from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
+from workflow_composer.workflows.grading import lines_of
 from workflow_composer.workflows.live_runs import RunBoard, runs_folder
 from workflow_composer.workflows.opening import loaded
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
@@ -58,6 +59,23 @@ def numbers_of(text: str, most: int) -> frozenset[int]:
     return frozenset(found)
 
 
+def labels_of(texts: Sequence[str]) -> dict[str, str]:
+    """Return columns of right answers by step, written as ``STEP=COLUMN``. Raises `InputError`.
+
+    >>> labels_of(["kind=right kind"])
+    {'kind': 'right kind'}
+    """
+    found = {}
+    for text in texts:
+        name, equals, column = (part.strip() for part in text.partition("="))
+        if not (name and equals and column):
+            raise InputError(f"--label: {text!r} is no label", hint="write STEP=COLUMN")
+        if name in found:
+            raise InputError(f"--label: {name} has two columns", hint="give each step one")
+        found[name] = column
+    return found
+
+
 class RunSession:
     """A run from the command line."""
 
@@ -72,7 +90,8 @@ class RunSession:
         wanted = options["rows"]
         given = {name: options[name] for name in ("concurrency", "run_budget", "row_budget", "start", "only", "redo")}
         chosen = None if wanted is None else numbers_of(wanted, table.count())
-        run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), **given)
+        labels = labels_of(options["labels"])
+        run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), labels=labels, **given)
         board = RunBoard(runs_folder(state.environ))
         run = WorkflowRun(workflow, table, self._target, orchestrator, run_options, board=board, served=served_models)
         with run:
@@ -148,6 +167,8 @@ class RunSession:
             parts.append(f"{report.shared} shared")
         parts += [f"cost {dollars(report.cost_now)}", f"{report.seconds:.1f} s"]
         click.echo(f"{report.state}: {', '.join(parts)}: {report.output}", err=True)
+        for line in lines_of(report.accuracy) if report.accuracy is not None else ():
+            click.echo(line, err=True)
         for name, path in report.tables.items():
             click.echo(f"table {name}: {path}", err=True)
         for name, models in report.served.items():

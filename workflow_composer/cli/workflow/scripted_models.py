@@ -77,7 +77,7 @@ class FlowTest:
     def differences(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return what is not as expected, one line for each value."""
         found = [
-            f"row {number}: {name} is {_shown(row.get(name))}, expected {_shown(value)}"
+            f"row {number}: {name} is {shown_value(row.get(name))}, expected {shown_value(value)}"
             for number, (row, wanted) in enumerate(zip(rows, self.expect, strict=False), 1)
             for name, value in wanted.items()
             if row.get(name) != value or isinstance(row.get(name), bool) != isinstance(value, bool)
@@ -87,7 +87,8 @@ class FlowTest:
         return found
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """Return a value as JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -105,7 +106,7 @@ class ScriptedModels:
 
     async def agenerate(self, request: LLMRequest) -> LLMResponse:
         """Return the response to a request. Raises as `ModelOrchestrator.agenerate`."""
-        began, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), self.plan(request)
+        began, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), self.plan_of(request)
         for tier in plan.tiers:
             for candidate in tier.candidates:
                 if candidate.name not in self._endpoints:
@@ -114,6 +115,10 @@ class ScriptedModels:
                     self._endpoints[candidate.name] = Endpoint(candidate, backend, Price(), breaker, GpuMeter())
         outcome = await PlanExecutor(self._endpoints).run(plan, request, trace)
         return response_of(self.config, request, plan, outcome, trace, time.perf_counter() - began)
+
+    def plan_of(self, request: LLMRequest) -> Plan:
+        """Return the plan of a request."""
+        return self.plan(request)
 
     def _reply(self, call: ModelCall) -> str:
         step = str(call.request.metadata.get("step", ""))
@@ -132,4 +137,4 @@ class ScriptedModels:
             if number >= len(script):
                 raise InvalidAnswer(f"the test's {len(script)} answers of {place} are used up")
             script = script[number]
-        return script if isinstance(script, str) else _shown(script)
+        return script if isinstance(script, str) else shown_value(script)

@@ -67,7 +67,7 @@ def _tell(
 
     found = expected((run.journal.entries(row.id) for row in run.source), table.count())
     hidden = set() if show else private_columns(run.workflow)
-    shown = [{name: _hidden(value) if name in hidden else value for name, value in row.items()} for row in rows]
+    shown = [{name: hidden_value(value) if name in hidden else value for name, value in row.items()} for row in rows]
     if state.json:
         steps = {path: {name: one.data for name, one in parts.items()} for path, parts in found.items()}
         print_json({"tried": len(rows), "rows": shown, "of": table.count(), "forecast": steps, "run": data})
@@ -88,7 +88,8 @@ def private_columns(workflow: Workflow) -> set[str]:
     )
 
 
-def _hidden(value: Any) -> Any:
+def hidden_value(value: Any) -> Any:
+    """Return how long a private value is, in its place."""
     return value if value is None or value == [] else f"(private, {len(_cell(value))} characters)"
 
 

@@ -11,7 +11,6 @@ from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
 from workflow_composer.server.api import field_checks
 from workflow_composer.server.api.completion_handler import (
-    CARRIED,
     PREFIX,
     REQUEST_ID,
     WARNING,
@@ -21,7 +20,7 @@ from workflow_composer.server.api.completion_handler import (
     cost_of,
 )
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
-from workflow_composer.server.api.forms import AUTO, TASK, WORKFLOW, Field, Form
+from workflow_composer.server.api.forms import AUTO, TASK, WORKFLOW, Field, Form, carried_of
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.auth.account import unavailable
 from workflow_composer.server.auth.allowance import usage_of
@@ -144,7 +143,7 @@ class Catalogue:
                 purse=visit.purse,
                 most_calls=most_calls,
                 extra=asked.extra,
-                headers={name: exchange.headers[name] for name in CARRIED if name in exchange.headers} or None,
+                headers=carried_of(exchange.headers, self._orchestrator.forwarded),
                 **asked.address,
             )
         headers = [

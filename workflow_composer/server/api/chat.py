@@ -25,7 +25,7 @@ from workflow_composer.server.api.forms import (
     optional,
     renamed,
 )
-from workflow_composer.server.api.json_wire import Asked, counts_of, encode, event, openai_failure, usage_of
+from workflow_composer.server.api.json_wire import WAITING, Asked, counts_of, encode, event, openai_failure, usage_of
 from workflow_composer.server.api.schemas import Schema
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
@@ -102,6 +102,10 @@ class ChatEvents:
         self._asked = asked
         self._frame: dict[str, Any] = {}
         self._calls = ToolCalls()
+
+    def waiting(self) -> bytes:
+        """Return a comment."""
+        return WAITING
 
     def piece(self, chunk: Chunk) -> bytes:
         """Return the chunk for a piece, preceded by the role for the first one."""

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.backends.openai.adapting import OPTIONAL
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.runtime.streams import UnderWay
-from workflow_composer.server.api.forms import WORKFLOW
+from workflow_composer.server.api.forms import WORKFLOW, carried_of
 from workflow_composer.server.api.json_wire import Asked, Dialect
 from workflow_composer.server.auth.allowance import rate_headers
-from workflow_composer.server.auth.callers import MARK_BYTES, reachable
+from workflow_composer.server.auth.callers import MARK_BYTES, USER_HEADERS, reachable, user_of
 from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, interruption_of
+from workflow_composer.server.silence import Silence
 from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK, Embeddings, LLMRequest, LLMResponse, Message, Relay, texts
 
@@ -105,16 +106,14 @@ WARNING = PREFIX + "warning"
 CONFIDENCE = PREFIX + "confidence"
 _LONGEST_WARNING = 300
 TRAILERS = ("trailer", f"{COST}, {COST_KNOWN}, {COST_ESTIMATED}, {ATTEMPTS}")
+LATE = ("trailer", f"{TRAILERS[1]}, {PREFIX}model, {PREFIX}tier, {WARNING}")
+"""The same for a stream that was opened before it was known who answers."""
 UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Headers that keep proxies (nginx) from buffering a stream."""
 
 STRATEGY, _ROUTER, MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
 _TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
 TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
-
-
-CARRIED = ("x-request-id", "traceparent", "tracestate")
-"""Headers of a client that go on to the model's server: callers set them to find a request again."""
 
 
 @dataclass(slots=True)
@@ -259,11 +258,6 @@ class Slot:
         await self.admission.enter(self.owner)
 
 
-_USER_HEADERS = ("x-openwebui-user-email", "x-openwebui-user-name", "x-openwebui-user-id")
-USER_HEADERS = frozenset(_USER_HEADERS)
-_LONGEST_USER = 100
-
-
 @dataclass(slots=True)
 class Visit:
     """A request of a key: identified, admitted within the key's limits, and with a slot; an async context manager.
@@ -343,22 +337,6 @@ class Visit:
             self.counted.end()
 
 
-def user_of(headers: Mapping[str, str], fields: Mapping[str, Any]) -> str:
-    """Return the label of the person for whom a request was made, as a front end names it; empty if it does not."""
-    for name in _USER_HEADERS:
-        if (found := headers.get(name)) is not None:
-            return _label(found)
-    extra, metadata = fields.get("extra"), fields.get("metadata")
-    named = extra.get("user") if extra else None
-    if named is None and metadata:
-        named = metadata.get("user_id")
-    return _label(named) if isinstance(named, str) else ""
-
-
-def _label(text: str) -> str:
-    return "".join(character for character in text[:_LONGEST_USER] if character.isprintable()).strip()
-
-
 FlowHandler = Callable[[Dialect, Exchange, Visit, Asked], Awaitable[Reply | None]]
 """Answers a request whose model is ``workflow:NAME``."""
 
@@ -404,6 +382,8 @@ class CompletionHandler:
                     asked = dialect.read(exchange.body, exchange.headers)
                 else:
                     asked = await apart(dialect.read, exchange.body, exchange.headers)
+                if asked.resume is not None:
+                    asked.resume(visit.key)
                 if flows is not None and (name := asked.fields.get("model")) is not None and name.startswith(WORKFLOW):
                     return await flows(dialect, exchange, visit, asked)
                 relay = Relay(usage=asked.include_usage, continuous=asked.continuous) if relays else None
@@ -443,8 +423,8 @@ class CompletionHandler:
         if (extra := fields.get("extra")) and not OPTIONAL.isdisjoint(extra):
             fields["left_out"] = []
         sent = exchange.headers
-        if "x-request-id" in sent or "traceparent" in sent:
-            fields["headers"] = {name: sent[name] for name in CARRIED if name in sent}
+        if "x-request-id" in sent or "traceparent" in sent or not orchestrator.forwarded.isdisjoint(sent):
+            fields["headers"] = carried_of(sent, orchestrator.forwarded)
         own = None if key is None else key.most_calls
         fields["most_calls"] = self._accounts.most_calls if own is None else own
         asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)
@@ -461,6 +441,7 @@ class CompletionHandler:
         stream = self._orchestrator.astream(request)
 
         def write(data: bytes) -> None:
+            silence.end()
             if not exchange.opened:
                 assert stream.under_way is not None  # set before the first piece
                 headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
@@ -470,6 +451,7 @@ class CompletionHandler:
         if relay is not None:
             relay.write = write
         events = dialect.events(asked)
+        silence = Silence(exchange, lambda: self._early(exchange, said), events.waiting)
         try:
             async with aclosing(stream) as pieces:
                 async for piece in pieces:
@@ -480,7 +462,7 @@ class CompletionHandler:
             assert response is not None  # a stream that ends without an error has one
             if relay is None or not relay.begun:
                 write(events.end(response))
-            exchange.close_stream(of_end(response))
+            exchange.close_stream((*of_end(response), *(late_of(response) if silence.broken else ())))
         except Exception as error:
             if not exchange.opened:
                 raise
@@ -488,8 +470,14 @@ class CompletionHandler:
             exchange.write(events.failed(interruption_of(error)))
             exchange.close_stream()
         finally:
+            silence.end()
             if relay is not None:
                 relay.write = None
+
+    def _early(self, exchange: Exchange, said: Fields) -> Fields:
+        """Return the headers of a stream of which nothing is known yet."""
+        own = ((REQUEST_ID, exchange.request_id), (STRATEGY, self._orchestrator.strategy))
+        return [*own, LATE, *UNBUFFERED, *said, *exchange.shared]
 
 
 # ------------------------------------------------------------------ response headers that report the routing decision
@@ -558,6 +546,12 @@ def in_a_header(text: str) -> str:
 def of_end(response: LLMResponse) -> Fields:
     """Return the trailers of a stream."""
     return (*cost_of(response), (ATTEMPTS, str(len(response.attempts))))
+
+
+def late_of(response: LLMResponse) -> Fields:
+    """Return the trailers that are headers of a stream which is opened by its first piece."""
+    fields = [(MODEL, response.decision.candidate), (_TIER, str(response.decision.tier + 1))]
+    return [*fields, *([(WARNING, in_a_header(response.warning))] if response.warning else [])]
 
 
 def cost_of(found: LLMResponse | Embeddings) -> Fields:

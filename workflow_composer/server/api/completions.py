@@ -20,7 +20,7 @@ from workflow_composer.server.api.forms import (
     refused,
     renamed,
 )
-from workflow_composer.server.api.json_wire import Asked, counts_of, encode, event, openai_failure, usage_of
+from workflow_composer.server.api.json_wire import WAITING, Asked, counts_of, encode, event, openai_failure, usage_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
 
@@ -84,6 +84,10 @@ class CompletionEvents:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._frame: dict[str, Any] = {}
+
+    def waiting(self) -> bytes:
+        """Return a comment."""
+        return WAITING
 
     def piece(self, chunk: Chunk) -> bytes:
         """Return the event for a piece."""

@@ -8,7 +8,7 @@ separately and passed to the model server; a closed form refuses them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ WORKFLOW = "workflow:"
 TASK_HEADER = "x-workflow-composer-task"
 BUDGET_HEADER = "x-workflow-composer-budget"
 TIMEOUT_HEADER = "x-workflow-composer-timeout"
+CARRIED = ("x-request-id", "traceparent", "tracestate")
+"""Headers of a client that go on to the model's server: callers set them to find a request again."""
 ADDRESS_HEADERS = (TASK_HEADER, BUDGET_HEADER, TIMEOUT_HEADER)
 LONGEST_NAME = 512
 FOREIGN = frozenset(
@@ -255,6 +257,16 @@ _GUIDED = {
 """Older names of vLLM's -> the parts of ``structured_outputs``; servers of today ignore the old ones silently."""
 
 
+def told_by_tool(call: str, parts: Sequence[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the text that a tool returned to a call, and parts for a user's message: a tool's holds text only."""
+    text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+    others = [part for part in parts if part["type"] != "text"]
+    if not others:
+        return text, []
+    text = f"{text}\nWhat the tool call {call} returned besides text follows.".strip()
+    return text, [{"type": "text", "text": f"Returned by the tool call {call}:"}, *others]
+
+
 def renamed(extra: dict[str, Any], warnings: list[str]) -> None:
     """Give unknown fields the names that servers know today, and leave out those that none knows, with warnings."""
     if (old := [name for name in extra if name.startswith("guided_")]) == []:
@@ -276,6 +288,11 @@ def carry(labels: Mapping[str, Any], extra: dict[str, Any]) -> None:
     """Add a caller's metadata, without what was for this service, to the fields that go to the model's server."""
     if told := {name: value for name, value in labels.items() if name != "task_type"}:
         extra["metadata"] = told
+
+
+def carried_of(sent: Mapping[str, str], forwarded: frozenset[str]) -> dict[str, str] | None:
+    """Return the headers that go on to the model's server; ``forwarded`` are those that the profile names."""
+    return {name: sent[name] for name in (*CARRIED, *sorted(forwarded)) if name in sent} or None
 
 
 def optional(own: dict[str, Any], extra: dict[str, Any]) -> None:

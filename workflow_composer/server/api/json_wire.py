@@ -7,7 +7,7 @@ body to the fields of an `LLMRequest` and an `LLMResponse` to a body, and does n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ class Asked:
 
     ``fields`` are those of an `LLMRequest`; the handler adds the rest and sets ``request``. ``continuous``: the usage so far
     is wanted with every piece. ``quiet``: thinking is not to be shown. ``tools`` says which of the client's tools a
-    function stands for, where it is another kind of tool for the client.
+    function stands for, where it is another kind of tool for the client. ``previous`` is the response that this one goes on
+    from, and ``resume`` adds what was said up to it, for the key that asks; ``store``: this one may be continued.
+    ``instructed``: the first message is of this turn only.
     """
 
     fields: dict[str, Any]
@@ -35,11 +37,19 @@ class Asked:
     continuous: bool = False
     quiet: bool = False
     tools: Mapping[str, Any] | None = None
+    previous: str | None = None
+    resume: Callable[[Any], None] | None = None
+    store: bool = False
+    instructed: bool = False
     request: LLMRequest = field(init=False)
 
 
 class EventWriter(Protocol):
     """Writes one stream as bytes of complete server-sent events."""
+
+    def waiting(self) -> bytes:
+        """Return a sign of life before the first piece, which may open the stream."""
+        ...
 
     def piece(self, chunk: Chunk) -> bytes:
         """Return the events for a piece, or b"". The first call also opens the stream."""
@@ -97,6 +107,10 @@ def event(data: Mapping[str, Any], name: str = "") -> bytes:
     """Return one server-sent event."""
     head = b"event: " + name.encode() + b"\n" if name else b""
     return head + b"data: " + encode(data) + b"\n\n"
+
+
+WAITING = b": waiting for the model\n\n"
+"""A comment, which readers of events skip."""
 
 
 def usage_of(response: LLMResponse) -> dict[str, Any]:

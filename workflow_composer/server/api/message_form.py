@@ -23,6 +23,7 @@ from workflow_composer.server.api.forms import (
     left_out,
     refused,
     renamed,
+    told_by_tool,
 )
 from workflow_composer.server.api.json_wire import Asked
 from workflow_composer.types import EMPTY
@@ -251,12 +252,8 @@ class _SpokenTurn:
                     raise wrong(where, f"must be a block of one of the types {', '.join(_SHOWN)}", code=UNSUPPORTED)
                 _known(one, ("type", *_SHOWN[one["type"]]), where, self._notes)
                 made += _shown(one, where)
-            text = "\n".join(part["text"] for part in made if part["type"] == "text")
-            others = [part for part in made if part["type"] != "text"]
-            if others:
-                what = f"What the tool call {block['tool_use_id']} returned besides text follows."
-                text = f"{text}\n{what}".strip()
-                self.parts += [{"type": "text", "text": f"Returned by the tool call {block['tool_use_id']}:"}, *others]
+            text, others = told_by_tool(block["tool_use_id"], made)
+            self.parts += others
         elif content is None or isinstance(content, str):
             text = content or ""
         else:

@@ -86,6 +86,10 @@ class MessageEvents:
         self._waiting: list[_Piece] = []
         self._hidden: list[str] = []
 
+    def waiting(self) -> bytes:
+        """Return a ping, after the message's start, which names the model as the client does."""
+        return self._open(self._asked.request.model or "auto") + event({"type": "ping"}, "ping")
+
     def piece(self, chunk: Chunk) -> bytes:
         """Return the events for a piece."""
         out = self._open(chunk.model or "")

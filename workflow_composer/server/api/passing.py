@@ -1,4 +1,4 @@
-"""Requests of model servers' own APIs, which are passed on to the server of the model: tokens, ranking, scores, speech.
+"""Requests of model servers' own APIs, which are passed on to the server of the model: tokens, ranking, scores, sound.
 
 The service reads the model's name and leaves the rest as it is; a server without such an API says so.
 ``POST /v1/messages/count_tokens`` is answered by the server's tokenizer, or estimated where it has none.
@@ -6,15 +6,16 @@ The service reads the model's name and leaves the rest as it is; a server withou
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.backends.base import Passed
+from workflow_composer.backends.base import Passed, Upload
 from workflow_composer.backends.pricing import CHARACTERS_PER_TOKEN
 from workflow_composer.errors import AllCandidatesFailed, ModelError, ModelNotFound, Unsupported
+from workflow_composer.server import multipart
 from workflow_composer.server.api import field_checks
 from workflow_composer.server.api.completion_handler import (
-    CARRIED,
     PREFIX,
     REQUEST_ID,
     WARNING,
@@ -22,13 +23,14 @@ from workflow_composer.server.api.completion_handler import (
     Admission,
     Visit,
 )
-from workflow_composer.server.api.forms import ADDRESS_HEADERS, WORKFLOW, Field, Form, address_of, model_name
+from workflow_composer.server.api.forms import ADDRESS_HEADERS, WORKFLOW, Field, Form, address_of, carried_of, model_name
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.api.message_form import FORM as MESSAGES
 from workflow_composer.server.api.message_form import asked_of
 from workflow_composer.server.auth.callers import reachable
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.server.multipart import FormData
 from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK, LLMRequest
 
@@ -49,6 +51,12 @@ PATHS: Mapping[str, str] = {
 }
 """Paths of the service -> those of servers, below their API or, with two slashes, beside it."""
 
+UPLOADS: Mapping[str, str] = {
+    "/v1/audio/transcriptions": "/audio/transcriptions",
+    "/v1/audio/translations": "/audio/translations",
+}
+"""Paths with multipart bodies: a sound, and the model's name."""
+_PIECE = 2**16
 COUNT = "/v1/messages/count_tokens"
 FORM = Form({"model": Field(model_name)}, example={"model": "auto", "prompt": "What is 2 + 2?"})
 COUNTED = Form(
@@ -70,7 +78,9 @@ class Passing:
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         """Return the handlers by method and path."""
-        return {**{("POST", path): self._handler(at) for path, at in PATHS.items()}, ("POST", COUNT): self.count}
+        found = {("POST", path): self._handler(at) for path, at in PATHS.items()}
+        found |= {("POST", path): self._uploads(at) for path, at in UPLOADS.items()}
+        return {**found, ("POST", COUNT): self.count}
 
     def _handler(self, at: str) -> Handler:
         async def handle(exchange: Exchange) -> Reply:
@@ -81,6 +91,23 @@ class Passing:
                     raise HttpFailure(400, "stream: is not supported here", param="stream", code=field_checks.UNSUPPORTED)
                 address = address_of(own.get("model"), None, *map(exchange.headers.get, ADDRESS_HEADERS))
                 found = await self._passed(at, body, address, exchange, visit)
+            headers = [(REQUEST_ID, exchange.request_id), (PREFIX + "model", found.candidate)]
+            return Reply(200, found.body, found.kind, headers)
+
+        return handle
+
+    def _uploads(self, at: str) -> Handler:
+        async def handle(exchange: Exchange) -> Reply:
+            async with Visit(self._accounts, self._admission, exchange) as visit:
+                form = multipart.read(exchange.body, exchange.headers)
+                form.file("file")
+                if (form.text("stream") or "").strip().lower() in ("true", "1"):
+                    raise HttpFailure(400, "stream: is not supported here", param="stream", code=field_checks.UNSUPPORTED)
+                name = form.text("model")
+                model = None if not name else model_name("model", name)
+                upload = await asyncio.to_thread(_upload, form, exchange.body, exchange.headers["content-type"])
+                address = address_of(model, None, *map(exchange.headers.get, ADDRESS_HEADERS))
+                found = await self._passed(at, upload, address, exchange, visit)
             headers = [(REQUEST_ID, exchange.request_id), (PREFIX + "model", found.candidate)]
             return Reply(200, found.body, found.kind, headers)
 
@@ -112,7 +139,7 @@ class Passing:
         return Reply(200, encode({"input_tokens": max(1, count)}), headers=headers)
 
     async def _passed(
-        self, at: str, body: Mapping[str, Any], address: Mapping[str, Any], exchange: Exchange, visit: Visit
+        self, at: str, body: Mapping[str, Any] | Upload, address: Mapping[str, Any], exchange: Exchange, visit: Visit
     ) -> Passed:
         orchestrator = self._orchestrator
         fields: dict[str, Any] = {**address, "request_id": exchange.request_id, "purse": visit.purse}
@@ -121,8 +148,27 @@ class Passing:
             fields["allowed"] = reachable(key, orchestrator.config, fields.get("model"), fields.get("task_type", ANY_TASK))
         own = None if key is None else key.most_calls
         fields["most_calls"] = self._accounts.most_calls if own is None else own
-        fields["headers"] = {name: exchange.headers[name] for name in CARRIED if name in exchange.headers} or None
+        fields["headers"] = carried_of(exchange.headers, orchestrator.forwarded)
         return await orchestrator.apass(at, body, **fields)
+
+
+def _upload(form: FormData, body: bytes | bytearray, kind: str) -> Upload:
+    """Return a body in pieces, open where the model's name stands. Raises `HttpFailure` if the body has no place for it."""
+    part = next((part for part in form.parts if part.name == "model"), None)
+    if part is None:
+        raise HttpFailure(400, "model: must be a model of this service, or auto", param="model")
+    if kind.isascii() and kind.isprintable():
+        return Upload(
+            before=_pieces(body, 0, part.start),
+            after=_pieces(body, part.end, len(body)),
+            kind=kind,
+            text=form.text("prompt") or "",
+        )
+    raise HttpFailure(400, "the content type has odd characters", param="content-type")
+
+
+def _pieces(body: bytes | bytearray, start: int, end: int) -> tuple[bytes, ...]:
+    return tuple(bytes(body[at : min(at + _PIECE, end)]) for at in range(start, end, _PIECE))
 
 
 def _count_in(found: Passed) -> int | None:

@@ -27,6 +27,7 @@ from workflow_composer.server.api.forms import (
     optional,
     refused,
     renamed,
+    told_by_tool,
 )
 from workflow_composer.server.api.json_wire import Asked
 from workflow_composer.types import EMPTY
@@ -100,6 +101,7 @@ def _input(name: str, found: Any) -> _Conversation:
         if not isinstance(item, dict):
             raise wrong(f"{name}[{number}]", "must be an object")
         conversation.add(item, f"{name}[{number}]")
+    conversation.end_results()
     return conversation
 
 
@@ -114,6 +116,7 @@ class _Conversation:
         self.tools = Tools(None, {}, {})
         self.notes: Notes = {}
         self._thoughts = ""
+        self._returned: list[dict[str, Any]] = []
 
     def add(self, item: Mapping[str, Any], place: str) -> None:
         """Add one item. Raises `HttpFailure`."""
@@ -128,6 +131,11 @@ class _Conversation:
             self.notes[f"items of type {kind} are left out: they belong to tools that this service does not run"] = None
             return
         message = _item(item, kind, place)
+        if message["role"] != "tool":
+            self.end_results()
+        elif isinstance(message["content"], list):
+            message["content"], others = told_by_tool(message["tool_call_id"], message["content"])
+            self._returned += others
         if message["role"] == "assistant" and self._thoughts:
             message["reasoning_content"] = self._thoughts
         self._thoughts = ""
@@ -136,6 +144,12 @@ class _Conversation:
             last.setdefault("tool_calls", []).extend(message["tool_calls"])
         else:
             self.messages.append(message)
+
+    def end_results(self) -> None:
+        """Add what tools returned besides text, after the results of all calls of a turn."""
+        if self._returned:
+            self.messages.append({"role": "user", "content": self._returned})
+            self._returned = []
 
     def _think(self, item: Mapping[str, Any], place: str) -> None:
         for name in ("content", "summary"):
@@ -165,7 +179,7 @@ def _item(item: Mapping[str, Any], kind: Any, place: str) -> dict[str, Any]:
         return {"role": "assistant", "content": None, "tool_calls": [call]}
     if isinstance(kind, str) and kind in _OUTPUTS and isinstance(item.get("call_id"), str):
         output = item.get("output")
-        content = output if isinstance(output, str) else _content(output, f"{place}.output")
+        content = output if isinstance(output, str) else _parts(output, f"{place}.output")
         return {"role": "tool", "tool_call_id": item["call_id"], "content": content}
     if kind == "item_reference":
         raise wrong(
@@ -178,10 +192,14 @@ def _item(item: Mapping[str, Any], kind: Any, place: str) -> dict[str, Any]:
 def _content(content: Any, place: str) -> Any:
     if isinstance(content, str):
         return content
+    parts = _parts(content, place)
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+def _parts(content: Any, place: str) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise wrong(f"{place}.content", "must be a string or a list of parts")
-    parts = [_part(part, f"{place}.content[{number}]") for number, part in enumerate(content)]
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+    return [_part(part, f"{place}.content[{number}]") for number, part in enumerate(content)]
 
 
 def _part(part: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -340,15 +358,13 @@ FORM = Form(
         "tool_choice": Field(_tool_choice),
         # Obfuscation (padding that hides the lengths of pieces on an encrypted connection) is not supported.
         "stream_options": Field(field_checks.record({"include_obfuscation": field_checks.flag})),
-        "store": left_out("responses are not stored"),
+        "store": Field(field_checks.flag, note="Whether the response may be continued (previous_response_id); default: yes"),
         "service_tier": Field(field_checks.text, note=ONLY_SOME),
         "truncation": left_out("the model server decides"),
         "prompt_cache_key": Field(field_checks.text, note=ONLY_SOME),
         "prompt_cache_retention": left_out("not supported"),
         "safety_identifier": left_out("not supported"),
-        "previous_response_id": refused(
-            "is not supported, because responses are not stored; send the whole conversation as input"
-        ),
+        "previous_response_id": Field(field_checks.text, note="Known to a service with one worker, as long as it runs"),
         "conversation": refused("is not supported, because conversations are not stored"),
         "background": refused("is not supported; responses are synchronous"),
         "prompt": refused("is not supported, because prompt templates are not stored"),
@@ -404,4 +420,6 @@ def asked_of(body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
     )
     found = Asked(fields, own.get("stream", False), warnings=(*warnings, *{**notes, **tools.notes, **more}))
     found.tools = tools.meant
+    found.previous, found.store = own.get("previous_response_id"), own.get("store", True)
+    found.instructed = instructions is not None
     return found

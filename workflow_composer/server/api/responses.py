@@ -1,4 +1,4 @@
-"""OpenAI's responses, ``POST /v1/responses``: text, reasoning, images, tools and streams; stateless.
+"""OpenAI's responses, ``POST /v1/responses``: text, reasoning, images, tools, streams, and going on from an earlier one.
 
 Sources: https://platform.openai.com/docs/api-reference/responses and .../responses-streaming. `response_form` reads bodies.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workflow_composer.backends.openai.stream_accumulator import ToolCalls, ToolDelta
+from workflow_composer.server.api import field_checks
 from workflow_composer.server.api.chat import logprobs_of
-from workflow_composer.server.api.json_wire import Asked, context_of, encode, event, openai_failure
+from workflow_composer.server.api.field_checks import wrong
+from workflow_composer.server.api.json_wire import WAITING, Asked, context_of, encode, event, openai_failure
 from workflow_composer.server.api.response_form import Meant, asked_of
+from workflow_composer.server.conversations import FIELD, Conversations
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob, Usage
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Sample, TokenLogprob, Usage
 
 _CUT = {
     "length": "max_output_tokens",
@@ -32,13 +35,36 @@ class ResponsesDialect:
 
     name = "responses"
 
+    def __init__(self, conversations: Conversations | None = None) -> None:
+        self._conversations = conversations
+
     def read(self, body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
         """Parse a request body. Raises `HttpFailure`."""
-        return asked_of(body, headers)
+        asked = asked_of(body, headers)
+        if (previous := asked.previous) is None:
+            return asked
+        if (kept := self._conversations) is None:
+            reason = "responses are kept in memory by a service with one worker, and this one has several"
+            message = f"{reason}; send the whole conversation as input"
+            raise wrong(FIELD, message, code=field_checks.UNSUPPORTED)
+
+        def resume(key: Any) -> None:
+            own = asked.fields["messages"]
+            first = 1 if asked.instructed else 0
+            asked.fields["messages"] = (*own[:first], *kept.of(previous, key), *own[first:])
+
+        asked.resume = resume
+        return asked
+
+    def keep(self, asked: Asked, sample: Sample) -> None:
+        """Keep a response for those that go on from it."""
+        if asked.store and self._conversations is not None:
+            self._conversations.keep(asked.request, sample, instructed=asked.instructed)
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """Return a ``response`` object."""
         sample = response.samples[0]
+        self.keep(asked, sample)
         output: list[dict[str, Any]] = []
         identity = response.request_id
         if sample.reasoning:
@@ -51,7 +77,7 @@ class ResponsesDialect:
 
     def events(self, asked: Asked) -> ResponseEvents:
         """Return a writer of a response's events."""
-        return ResponseEvents(asked)
+        return ResponseEvents(asked, self.keep)
 
     def failure(self, failure: HttpFailure) -> bytes:
         """Return an error object."""
@@ -61,8 +87,9 @@ class ResponsesDialect:
 class ResponseEvents:
     """Writes one stream: an item for the reasoning, one for the text, and one for each call of a tool."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, keep: Callable[[Asked, Sample], None] = lambda asked, sample: None) -> None:
         self._asked = asked
+        self._keep = keep
         self._number = 0
         self._model = ""
         self._begun = False
@@ -76,6 +103,10 @@ class ResponseEvents:
         self._output: dict[int, dict[str, Any]] = {}
         self._items = 0
         self._cut: str | None = None
+
+    def waiting(self) -> bytes:
+        """Return the response's start, which names the model as the client does, and a comment."""
+        return self._open(self._asked.request.model or "auto") + WAITING
 
     def piece(self, chunk: Chunk) -> bytes:
         """Return the events for a piece."""
@@ -98,6 +129,7 @@ class ResponseEvents:
 
     def end(self, response: LLMResponse) -> bytes:
         """Return the end of every item, and the whole response."""
+        self._keep(self._asked, response.samples[0])
         out = self._open(response.model)
         if self._text_at is None and not self._calls:
             out += self._begin_text()
@@ -272,6 +304,8 @@ def _response(
         "metadata": dict(request.metadata),
         "model": model,
         "output": output,
+        "previous_response_id": asked.previous,
+        "store": asked.store,
         "parallel_tool_calls": request.extra.get("parallel_tool_calls", True),
         "reasoning": {"effort": request.extra.get("reasoning_effort"), "summary": None},
         "temperature": request.temperature,

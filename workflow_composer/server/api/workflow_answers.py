@@ -21,7 +21,6 @@ from workflow_composer.execution.reservation import Reservation
 from workflow_composer.execution.streaming import pieces_of
 from workflow_composer.server.api.completion_handler import (
     ATTEMPTS,
-    CARRIED,
     COST,
     MODEL,
     PREFIX,
@@ -37,11 +36,12 @@ from workflow_composer.server.api.completion_handler import (
     of_end,
 )
 from workflow_composer.server.api.field_checks import UNSUPPORTED
-from workflow_composer.server.api.forms import WORKFLOW
+from workflow_composer.server.api.forms import WORKFLOW, carried_of
 from workflow_composer.server.api.json_wire import Asked, Dialect
 from workflow_composer.server.auth.callers import marked
 from workflow_composer.server.exchange import Exchange, Fields, Reply
 from workflow_composer.server.failures import INVALID, SERVER, HttpFailure, interruption_of, without_places
+from workflow_composer.server.silence import SILENT
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import (
     NO_USAGE,
@@ -80,8 +80,6 @@ _REPEATABLE = frozenset({"server", "timeout", "stopped", None})
 """Kinds of failures after which a client library may try again by itself: of others it would pay for the same once more."""
 _NOT_AGAIN = ("x-should-retry", "false")
 """The header by which the libraries of OpenAI and Anthropic know that."""
-SILENT = 10.0
-"""Seconds without an event after which a stream shows that it is alive, by a comment line."""
 _ALIVE = b": the steps are under way\n\n"
 _LONGEST = 1000
 _LONGEST_STEPS = 4000
@@ -190,8 +188,7 @@ class _FlowAnswer:
         self._identity = exchange.request_id
         if key is not None:
             self._identity = self._identity.rpartition("-")[0]  # without the key's mark, which each call gets anew
-        sent = exchange.headers
-        self._carried = {name: sent[name] for name in CARRIED if name in sent} or None
+        self._carried = carried_of(exchange.headers, orchestrator.forwarded)
         self._attempts: list[Attempt] = []
         self._refusal: HttpFailure | None = None
         self._has_text = False

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.errors import MarkerError, RoutingError
 from workflow_composer.markers import is_routing_string, parse_route
@@ -226,3 +226,27 @@ def _models(config: StrategyConfig, entry: str) -> frozenset[str]:
         return frozenset(spec.name for name in names for spec in config.resolve(name))
     except RoutingError:
         return frozenset()
+
+
+# ------------------------------------------------------------------------------------------------- people behind a key
+
+
+_USER_HEADERS = ("x-openwebui-user-email", "x-openwebui-user-name", "x-openwebui-user-id")
+USER_HEADERS = frozenset(_USER_HEADERS)
+_LONGEST_USER = 100
+
+
+def user_of(headers: Mapping[str, str], fields: Mapping[str, Any]) -> str:
+    """Return the label of the person for whom a request was made, as a front end names it; empty if it does not."""
+    for name in _USER_HEADERS:
+        if (found := headers.get(name)) is not None:
+            return _label(found)
+    extra, metadata = fields.get("extra"), fields.get("metadata")
+    named = extra.get("user") if extra else None
+    if named is None and metadata:
+        named = metadata.get("user_id")
+    return _label(named) if isinstance(named, str) else ""
+
+
+def _label(text: str) -> str:
+    return "".join(character for character in text[:_LONGEST_USER] if character.isprintable()).strip()

@@ -241,6 +241,19 @@ class KeyRing:
             raise _refused("the API key has expired")
         return key
 
+    def known(self, identity: str) -> Key:
+        """Return the record of a key by its ID, for work that goes on without the key itself. Raises as `identify`."""
+        now = self._clock()
+        if not 0.0 <= now - self._looked_at < _LOOK_EVERY:
+            self._looked_at = now
+            self._refresh()
+        key = self._keys.get(identity)
+        if key is None or key.revoked:
+            raise _refused("the API key is not valid any more")
+        if key.expires is not None and key.expires <= now:
+            raise _refused("the API key has expired")
+        return key
+
     def _checked(self, presented: str) -> Key:
         identity, _, secret = presented.removeprefix(PREFIX).partition("-")
         key = self._keys.get(identity, _NOBODY) if presented.startswith(PREFIX) else _NOBODY

@@ -38,8 +38,7 @@ from workflow_composer.workflows.step_kinds import StepKind
 KINDS = ("prompt", "command", "python", "workflow", "human")
 _ALL = ("when", "for_each", "at_most", "answer", "on_error", "timeout", "share")
 _OVER_ROWS = ("reduce", "group_by", "keep", "fold")
-_FUNCTION = ("with", "limits", "trusted", "release", "until", *_OVER_ROWS)
-_PROGRAM = ("files", *_FUNCTION)
+_PROGRAM = ("with", "files", "limits", "trusted", "release", "until", *_OVER_ROWS)
 KEYS: Mapping[str, Sequence[str]] = {
     "prompt": (
         *("prompt", "task", "model", "context", "system", "tools", "temperature", "tokens", "retries", "accept"),
@@ -79,7 +78,7 @@ class StepReader:
     ) -> None:
         self.faults, self.folder, self.nested, self.columns_of_row = faults, folder, nested, columns_of_row
         self.kinds = kinds
-        self._keys = {**KEYS, **{name: (name, *_FUNCTION, *_ALL) for name in kinds}}
+        self._keys = {**KEYS, **{name: (name, *_PROGRAM, *_ALL) for name in kinds}}
         self._named = (*KINDS, *kinds)
 
     # ---------------------------------------------------------------------------------------------------------- texts

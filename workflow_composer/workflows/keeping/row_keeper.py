@@ -100,8 +100,8 @@ class Lineage:
         }
 
 
-_NOT_SHOWN = frozenset({"reply", "replies", "refused"})
-"""Facts that may hold what a model wrote."""
+_NOT_SHOWN = frozenset({"reply", "replies", "refused", "said"})
+"""Facts that may hold what a model wrote, or what a check or a form said of it."""
 
 
 def _briefly(facts: Mapping[str, Any]) -> dict[str, Any]:

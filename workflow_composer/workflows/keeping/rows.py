@@ -32,6 +32,11 @@ class RunTable(Protocol):
         ...
 
     @property
+    def names(self) -> Sequence[str]:
+        """The columns, at least those of the first row."""
+        ...
+
+    @property
     def paths(self) -> Sequence[Path]:
         """The files that must not be overwritten."""
         ...

@@ -70,7 +70,7 @@ class RunReport:
     """What a run has done. Money in dollars: ``cost`` of this run and earlier ones, ``cost_now`` of this one.
 
     ``state`` is done, failed, waiting, cancelled, or "stopped: WHY". ``served`` are the models that servers reported, by the
-    profile's names.
+    profile's names; ``accuracy`` is what `RunGrades` tells, of a run with labels.
     """
 
     state: str
@@ -86,6 +86,7 @@ class RunReport:
     unreadable: int = 0
     tables: Mapping[str, str] = field(default_factory=dict)
     served: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] | None = None
 
     @property
     def calls(self) -> int:
@@ -112,7 +113,7 @@ class RunReport:
         found |= {"output": self.output, "journal": self.journal, "tables": dict(self.tables)}
         found["models"] = {name: dict(models) for name, models in self.served.items()}
         found["steps"] = {path: self._step(path) for path in dict.fromkeys([*self.steps, *self.counts])}
-        return found
+        return found if self.accuracy is None else found | {"accuracy": self.accuracy}
 
     def _step(self, path: str) -> dict[str, Any]:
         summary = self.steps.get(path) or StepSummary()

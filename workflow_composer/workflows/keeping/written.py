@@ -46,9 +46,19 @@ class WrittenTables:
                 hint = f"choose {OTHER}, or move the file"
                 raise InputError(f"{output} exists and has no journal of a workflow beside it", hint=hint)
 
-    def write(self, spool: OutcomeSpool, rows: int, run: Scope, journal: Path) -> dict[str, str]:
-        """Write all tables; return the further ones' paths by name. Raises `WorkflowComposerError`."""
-        self._write_lineage(spool, rows, lineage_beside(journal))
+    def write(
+        self,
+        spool: OutcomeSpool,
+        rows: int,
+        run: Scope,
+        journal: Path,
+        marks: Mapping[int, Mapping[str, bool]] | None = None,
+    ) -> dict[str, str]:
+        """Write all tables; return the further ones' paths by name. Raises `WorkflowComposerError`.
+
+        ``marks`` say by row what of it is right.
+        """
+        self._write_lineage(spool, rows, lineage_beside(journal), marks or {})
         if self._output is None:
             return {}
         columns = [*self._workflow.output, STATE, ERRORS]
@@ -72,13 +82,14 @@ class WrittenTables:
             row = written_row(spool, number, self._workflow.output)
             yield row if whole else {**row, ERRORS: _BETWEEN.join(row[ERRORS])}
 
-    def _write_lineage(self, spool: OutcomeSpool, rows: int, path: Path) -> None:
+    def _write_lineage(self, spool: OutcomeSpool, rows: int, path: Path, marks: Mapping[int, Mapping[str, bool]]) -> None:
         try:
             with replacing(path, mode=0o600) as file:
                 for number in range(rows):
                     data = spool.get(number)
                     if data is not None:
-                        file.write(encoded(lineage_of(number, data)))
+                        graded = {"graded": marks[number]} if number in marks else {}
+                        file.write(encoded(lineage_of(number, data) | graded))
         except OSError as error:
             raise unwritable(path, error, other=OTHER) from error
 

@@ -71,12 +71,15 @@ class StepCheck:
     def _given(self, names: Scope) -> dict[str, Any] | None:
         return {name: reading.evaluate(names) for name, reading in self._check.given.items()} if self._check.given else None
 
+    def _files(self, names: Scope) -> dict[str, str]:
+        return {name: reading.evaluate(names) for name, reading in self._check.files.items()}
+
     async def _by_program(self, body: CommandBody, value: Any, names: Scope) -> str | None:
         given = self._given(names)
         outcome = await run_command(
             body,
             given=value if given is None else given,
-            files={name: reading.evaluate(names) for name, reading in self._check.files.items()},
+            files=self._files(names),
             limits=self._check.limits,
             folder=self._folder,
             private=self._private,
@@ -90,6 +93,7 @@ class StepCheck:
                 body,
                 given=given or EMPTY,
                 args=(value,) if given is None else (),
+                files=self._files(names),
                 limits=self._check.limits,
                 folder=self._folder,
                 private=self._private,

@@ -23,21 +23,22 @@ async def call_function(
     *,
     given: Mapping[str, Any] = EMPTY,
     args: Sequence[Any] = (),
+    files: Mapping[str, str] = EMPTY,
     limits: ProgramLimits,
     folder: Path,
     private: bool,
 ) -> Any:
     """Call ``module:name`` with ``given`` by keyword (JSON data) and return its value, JSON data.
 
-    The module is looked for in the workflow's ``folder`` first; that of a plugin's kind of step is the plugin's own, as it
-    was loaded, and its function gets the step's settings before ``given``. A coroutine is awaited. Limits, ``private`` and
-    cancelling are as in `run_command`. Raises `ProgramFault` if there is no such function, if it raises, if a limit ends it,
-    or if its value is not JSON data.
+    ``files`` are written into its working directory, a new folder. The module is looked for in the workflow's ``folder``
+    first; that of a plugin's kind of step is the plugin's own, as it was loaded, and its function gets the step's settings
+    before ``given``. A coroutine is awaited. Limits, ``private`` and cancelling are as in `run_command`. Raises
+    `ProgramFault` if there is no such function, if it raises, if a limit ends it, or if its value is not JSON data.
     """
     asked: dict[str, Any] = {"target": body.target, "path": _path(folder), "given": dict(given), "args": list(args)}
     if body.plugin is not None:
         asked |= {"path": _path(None), "args": [body.settings], "modules": _as_text(body.plugin.modules)}
-    job = ProgramJob(argv=[sys.executable, str(_PROGRAM)], given=json.dumps(asked).encode() + b"\n")
+    job = ProgramJob(argv=[sys.executable, str(_PROGRAM)], given=json.dumps(asked).encode() + b"\n", files=files)
     outcome = await run(job, limits, folder, private)
     told = _told(outcome)
     if told is None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +89,7 @@ async def _run(job: ProgramJob, limits: ProgramLimits, folder: Path, private: bo
     told, tell = os.pipe()
     try:
         try:
-            process = await _started(job, limits, folder, private, place, tell)
+            process = await _surely(_started(job, limits, folder, private, place, tell))
         finally:
             os.close(tell)
         output, errors = _Tail(KEPT_OUTPUT), _Tail(KEPT_ERRORS)
@@ -117,6 +117,19 @@ async def _run(job: ProgramJob, limits: ProgramLimits, folder: Path, private: bo
     )
 
 
+async def _surely(start: Coroutine[Any, Any, Process]) -> Process:
+    """Start a launcher; if that is cancelled, end it first: not every event loop ends what it has half started."""
+    starting = asyncio.ensure_future(start)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(OSError):
+            process = await starting
+            _signal(process, signal.SIGTERM)
+            await _ended(process)
+        raise
+
+
 async def _started(job: ProgramJob, limits: ProgramLimits, folder: Path, private: bool, place: Path, tell: int) -> Process:
     asked = {
         "argv": list(job.argv),
@@ -137,7 +150,7 @@ async def _started(job: ProgramJob, limits: ProgramLimits, folder: Path, private
         cwd=place / "work",
         env=_environment(folder, place),
         pass_fds=(tell,),
-        process_group=0,  # an interrupt from the terminal must not reach the program: the run decides what it means
+        start_new_session=True,  # an interrupt from the terminal must not reach the program: the run decides what it means
     )
 
 

@@ -249,14 +249,20 @@ class _FunctionQuestion(_Question):
     def __init__(self, step: Step, names: Scope, spot: Spot) -> None:
         super().__init__(step, names, spot)
         given = {name: reading.evaluate(names) for name, reading in step.given.items()}
-        self.asked = {"given": given, **self.what_is_checked()}
+        self.files = {name: reading.evaluate(names) for name, reading in step.files.items()}
+        self.asked = {"given": given, **({"files": self.files} if self.files else {}), **self.what_is_checked()}
 
     async def answer(self) -> KeptAnswer:
         """Call the function."""
-        body = self.step.body
+        body, step = self.step.body, self.step
         assert isinstance(body, PythonBody)  # the caller has looked
         value = await call_function(
-            body, given=self.asked["given"], limits=self.step.limits, folder=self.spot.folder, private=self.stays
+            body,
+            given=self.asked["given"],
+            files=self.files,
+            limits=step.limits,
+            folder=self.spot.folder,
+            private=self.stays,
         )
         return await self.accepted(value, {"runs": 1})
 

@@ -29,6 +29,7 @@ from workflow_composer.server.api.embeddings import read_embeddings
 from workflow_composer.server.api.forms import FOREIGN, Field, Form, address_of, left_out, refused
 from workflow_composer.server.api.messages import MessagesDialect
 from workflow_composer.server.api.responses import ResponsesDialect
+from workflow_composer.server.conversations import Conversations
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.openapi import document
 from workflow_composer.types import LLMRequest
@@ -36,7 +37,7 @@ from workflow_composer.types import LLMRequest
 PATHS = {
     "/v1/chat/completions": (chat.FORM, lambda body: ChatDialect().read(body, {})),
     "/v1/completions": (completions.FORM, lambda body: CompletionsDialect().read(body, {})),
-    "/v1/responses": (response_form.FORM, lambda body: ResponsesDialect().read(body, {})),
+    "/v1/responses": (response_form.FORM, lambda body: ResponsesDialect(Conversations()).read(body, {})),
     "/v1/messages": (message_form.FORM, lambda body: MessagesDialect().read(body, {})),
     passing.COUNT: (passing.COUNTED, lambda body: message_form.asked_of(body, {}, passing.COUNTED)),
     **dict.fromkeys(

@@ -99,7 +99,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(field, value, param):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("store", True),
         ("truncation", "auto"),
         ("safety_identifier", "u"),
         ("include", ["reasoning.encrypted_content"]),
@@ -148,6 +147,24 @@ def test_a_conversation_is_said_in_the_words_of_a_chat():
             ],
         },
     ]
+
+
+def test_what_tools_return_besides_text_follows_the_results_of_all_calls():
+    """Messages of tools hold text only, and nothing may stand between them."""
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    calls = [{"type": "function_call", "call_id": name, "name": "view", "arguments": "{}"} for name in ("c1", "c2")]
+    seen = {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "seen"}, picture]}
+    bare = {"type": "custom_tool_call_output", "call_id": "c2", "output": [picture]}
+    for after in ([], [{"role": "user", "content": "and?"}]):
+        found = read(RESPONSES, {"input": [*calls, seen, bare, *after]}).request.messages
+        asked, first, second, shown, *rest = found
+        assert [call["id"] for call in asked["tool_calls"]] == ["c1", "c2"]
+        assert (first["role"], second["role"], shown["role"]) == ("tool", "tool", "user")
+        assert first["content"].startswith("seen")
+        assert "c2" in second["content"]
+        kinds = [part["type"] for part in shown["content"]]
+        assert kinds == ["text", "image_url", "text", "image_url"]
+        assert rest == after
 
 
 def test_tools_that_come_within_the_conversation_are_offered_and_called_like_others():

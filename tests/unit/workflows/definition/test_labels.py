@@ -5,6 +5,7 @@ import pytest
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowFileError
 from workflow_composer.workflows.definition.loading import load_workflow
+from workflow_composer.workflows.keeping.keys import StepMeanings, question_of
 
 MODELS = {
     "small": {"backend": "embedded", "path": "small"},
@@ -169,3 +170,20 @@ def test_labels_pass_through_a_nested_workflow_for_each_caller(load):
         load("a: {workflow: inner.yaml, with: {x: id}, when: \"note == 'x'\"}", files=files)
     with pytest.raises(WorkflowFileError, match=r"note -> .*far"):
         load(OWN % "", "a: {workflow: inner.yaml, with: {x: s}}", files=files)
+
+
+def test_a_private_step_and_one_that_is_not_never_share_an_answer(load):
+    """Where other models may answer it, the same question is another one; else a kept answer would tell of a condition."""
+    made = load(
+        "one: {task: any, prompt: 'x', when: \"'a' in note\"}",
+        "two: {task: any, prompt: 'x'}",
+        "own: {model: small, prompt: 'x', when: \"'a' in note\"}",
+        "open: {model: small, prompt: 'x'}",
+    )
+    meanings = StepMeanings(CONFIG)
+    one, two, own, open_ = (
+        question_of(step, row="r", place=name, asked={"messages": ["x"]}, meaning=meanings.of(step)).digest
+        for name, step in made.steps.items()
+    )
+    assert one != two
+    assert own == open_

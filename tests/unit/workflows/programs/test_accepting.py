@@ -79,6 +79,12 @@ async def test_a_program_passes_with_exit_code_0(checked):
     assert check.runs == 3
 
 
+async def test_a_functions_files_are_in_its_working_directory(checked, tmp_path):
+    (tmp_path / "reading.py").write_text("def same(answer):\n    return open('a.txt').read() == answer\n")
+    check = checked(PythonBody(target="reading:same"), files={"a.txt": Named("code")})
+    assert await check("x = 1\n") is None
+
+
 async def test_the_end_of_its_output_goes_back(checked):
     check = checked(CommandBody(argv=("python", "-c", "print('é' * 5_000_000); print('the end'); raise SystemExit(1)")))
     problem = await check("x")

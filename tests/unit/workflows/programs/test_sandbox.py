@@ -391,3 +391,22 @@ async def test_where_nothing_keeps_it_off_the_network_it_does_not_run(folder, no
         assert not touched.exists()
     assert (await run(body, folder, limits=ProgramLimits(network=True))).passed
     assert touched.exists()
+
+
+def test_programs_run_on_the_services_event_loop(folder):
+    """It takes other arguments for processes than asyncio's own: a program ends well, at its time, and when cancelled."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def several():
+        outcome = await run(python("import sys; print(sys.stdin.read())"), folder, given="é")
+        assert (outcome.exit_code, outcome.output) == (0, "é\n")
+        hangs = python("import time; time.sleep(600)")
+        assert (await run(hangs, folder, limits=ProgramLimits(seconds=1))).ended_by == "time"
+        task = asyncio.create_task(run(hangs, folder))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(several())
