@@ -123,7 +123,7 @@ def test_lm_eval_finishes_twenty_samples_with_a_score_by_chats_and_by_completion
     assert done.code == 0, done.out[-2000:] + done.err[-3000:]
     table = [[cell.strip() for cell in line.split("|")] for line in done.out.splitlines() if "|none " in line]
     assert sorted((cells[1], float(cells[7])) for cells in table) == [("picks", 1.0), ("sums", 1.0), ("sums", 1.0)], done.out
-    assert len(stage.server.seen.chats) == 20
+    assert len(stage.server.seen.chats) >= 20
     entered(LM_EVAL, "20 samples with a score by chats and by completions", "20 samples by log-probabilities")
 
 
