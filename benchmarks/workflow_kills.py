@@ -234,18 +234,21 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
     return report
 
 
-def killed(process: subprocess.Popen[str]) -> float:
-    """End a run and all that it has started at once; return when."""
+def killed(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """End a run and all that it has started at once; return when, and when the stub had read what was on its way."""
     moment = time.monotonic()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    return moment
+    time.sleep(0.3)
+    return moment, time.monotonic()
 
 
-def run_with_kills(folder: Path, needed: int, kills: int, chance: random.Random) -> tuple[dict[str, Any], list[float]]:
+def run_with_kills(
+    folder: Path, needed: int, kills: int, chance: random.Random
+) -> tuple[dict[str, Any], list[tuple[float, float]]]:
     """Run until the end, with kills spread over the calls; return the last report and the moments of the kills."""
-    moments: list[float] = []
+    moments: list[tuple[float, float]] = []
     for alarm in sorted(chance.sample(range(1, needed), kills)):
         record = Stub.record
         record.reached.clear()
@@ -259,12 +262,12 @@ def run_with_kills(folder: Path, needed: int, kills: int, chance: random.Random)
     return ended(started(folder)), moments
 
 
-def in_flight(record: Record, needed: dict[str, int], moments: list[float]) -> dict[str, Any]:
+def in_flight(record: Record, needed: dict[str, int], moments: list[tuple[float, float]]) -> dict[str, Any]:
     """Return the calls made more often than needed: whether they were answered, and for how long before the kill."""
     unanswered, late = 0, []
     for sent, calls in record.calls.items():
         for call in calls[: len(calls) - needed.get(sent, 0)]:
-            kill = next((moment for moment in moments if moment >= call.came), float("inf"))
+            kill = next((moment for moment, settled in moments if settled >= call.came), float("inf"))
             if call.answered is None or kill < call.answered < float("inf"):
                 unanswered += 1
             else:

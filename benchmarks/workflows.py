@@ -3,14 +3,15 @@
     python benchmarks/workflows.py [--docetl FOLDER] [--rows 500] [--rounds 3] [--json]
 
 The same flow (a choice, two fields, a sentence) over the same rows against the same stub on the loopback, which answers at
-once: as a workflow of this package, as a pipeline of DocETL, and as a plain asyncio script with the openai client that keeps
-nothing. ``--docetl``: an environment with DocETL (``python -m venv FOLDER; FOLDER/bin/pip install docetl==0.3.0``); without
+once: as a workflow of this package, as a pipeline of DocETL, as a plain asyncio script with the openai client that keeps
+nothing, and as nothing but the exchange: the same requests written to sockets of asyncio, and their answers read as JSON.
+``--docetl``: an environment with DocETL (``python -m venv FOLDER; FOLDER/bin/pip install docetl==0.3.0``); without
 it that row is left out. The script runs with the same environment, or with this one.
 
 CPU seconds (user and system) are those of each run's processes; the stub's are not counted. As a control, each also has a
 process that does nothing but start: what starting costs is subtracted in "per row" and shown beside it. Rounds alternate.
-``own per step`` is what a step costs here beyond the calls of the plain script, which nobody can avoid. For the kill, a run
-is ended by SIGKILL at half of its calls and started again; the calls above those that are needed are repeated ones.
+``own per step`` is what a step costs here beyond the exchange alone, which nobody can avoid. For the kill, a run is ended by
+SIGKILL at half of its calls and started again; the calls above those that are needed are repeated ones.
 """
 
 from __future__ import annotations
@@ -250,6 +251,40 @@ def plain(folder: Path, url: str, python: str) -> Contestant:
     return Contestant("asyncio and openai", run, (python, "-c", "import asyncio, json; from openai import AsyncOpenAI"), {})
 
 
+EXCHANGE = """
+import asyncio, json, sys
+from urllib.parse import urlsplit
+url, rows, prompts = urlsplit(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+HEAD = "POST %s/chat/completions HTTP/1.1\\r\\nhost: %s\\r\\n"
+HEAD += "content-type: application/json\\r\\ncontent-length: %d\\r\\n\\r\\n"
+async def main():
+    idle = [await asyncio.open_connection(url.hostname, url.port) for _ in range(16)]
+    gate = asyncio.Semaphore(16)
+    async def ask(text):
+        reader, writer = connection = idle.pop()
+        body = json.dumps({"model": "stub", "messages": [{"role": "user", "content": text}]}).encode()
+        writer.write((HEAD % (url.path, url.netloc, len(body))).encode() + body)
+        head = await reader.readuntil(b"\\r\\n\\r\\n")
+        answer = json.loads(await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\\r\\n")[0])))
+        idle.append(connection)
+        return answer["choices"][0]["message"]["content"]
+    async def row(line):
+        async with gate:
+            text = json.loads(line)["text"]
+            kind, found = await ask(prompts[0] + text), json.loads(await ask(prompts[1] + text))
+            await ask(prompts[2] + found["gene"] + " in this " + kind + ":\\n\\n" + text)
+    await asyncio.gather(*map(row, open(rows)))
+asyncio.run(main())
+"""
+
+
+def exchange(folder: Path, url: str) -> Contestant:
+    """What nobody can do without: requests and answers on sockets."""
+    (folder / "exchange.py").write_text(EXCHANGE)
+    run = (sys.executable, "exchange.py", url, "rows.jsonl", json.dumps([KIND, GENE, SUMMARY]))
+    return Contestant("the exchange alone", run, (sys.executable, "-c", "import asyncio, json, urllib.parse"), {})
+
+
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
@@ -323,6 +358,7 @@ def main() -> None:
         makers: dict[str, Callable[[Path], Contestant]] = {
             "workflow_composer": lambda folder: ours(folder, url),
             "asyncio and openai": lambda folder: plain(folder, url, python),
+            "the exchange alone": lambda folder: exchange(folder, url),
         }
         if options.docetl is not None:
             makers["DocETL"] = lambda folder: docetl(folder, url, options.docetl.absolute())
@@ -346,11 +382,12 @@ def main() -> None:
         start = statistics.median(one["start"] for one in found)
         money = calls * TOKENS["total_tokens"] * PRICE
         print(f"{name:<20} {spread:>22} {wall:12.2f} {start:12.2f} {calls:6.0f} {money:8.4f} {again[name]:9d}")
-    ours_ms, plain_ms = (
-        statistics.median(1000 * one["cpu"] / options.rows for one in rounds[name])
-        for name in ("workflow_composer", "asyncio and openai")
-    )
-    print(f"of our own per step, above the plain script's calls: {1000 * (ours_ms - plain_ms) / STEPS:.0f} us")
+    per_row = {name: statistics.median(1000 * one["cpu"] / options.rows for one in found) for name, found in rounds.items()}
+    for name in ("the exchange alone", "asyncio and openai"):
+        own = 1000 * (per_row["workflow_composer"] - per_row[name]) / STEPS
+        print(f"of our own per step, above {name}: {own:.0f} us")
+    if "DocETL" in per_row:
+        print(f"DocETL's CPU per row to ours: {per_row['DocETL'] / per_row['workflow_composer']:.1f} to 1")
 
 
 if __name__ == "__main__":

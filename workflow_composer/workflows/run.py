@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,14 +23,14 @@ from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import run as run_jobs
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.contexts.applying import Contexts
-from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.errors import InputError
 from workflow_composer.types import ANY_TASK, EMPTY
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
 from workflow_composer.workflows.grading import RunGrades, graded
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
-from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
+from workflow_composer.workflows.keeping.money import MoneyAccount, RowPrices, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
 from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnswers, answers_beside
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
@@ -41,9 +41,10 @@ from workflow_composer.workflows.keeping.written import WrittenTables
 from workflow_composer.workflows.live_runs import LiveRun, RunBoard, new_run_id
 from workflow_composer.workflows.programs.digests import WorkflowSources
 from workflow_composer.workflows.running.over_rows import run_over_rows
-from workflow_composer.workflows.running.prompt_room import room_in
-from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
+from workflow_composer.workflows.running.results import CHEAPER, RowOutcome, Scope, StepResult
 from workflow_composer.workflows.running.row import run_row
+from workflow_composer.workflows.running.servers import addresses
+from workflow_composer.workflows.running.step_plans import StepPlans
 from workflow_composer.workflows.running.steps import read_by
 from workflow_composer.workflows.running.world import AT_ONCE, StopSign, World
 
@@ -89,9 +90,9 @@ class ModelSource(Protocol):
 class RunOptions:
     """What a run is told beside its workflow. Money in dollars; ``rows`` are numbers from 0; steps are named by their names.
 
-    ``start`` does a step and all that follow anew, ``redo`` one step; ``only`` asks nothing but one step; ``retry`` names
-    kinds of failures that are tried again beside those that always are. ``labels`` has the table's columns of right answers,
-    by step or output column.
+    ``start`` does a step and all that follow anew, ``redo`` one step, or for "cheaper" what was asked so; ``only`` asks
+    nothing but one step; ``retry`` names kinds of failures that are tried again beside those that always are. ``labels`` has
+    the table's columns of right answers, by step or output column.
     """
 
     concurrency: int | None = None
@@ -109,6 +110,8 @@ class RunOptions:
         from workflow_composer.errors import nearest
 
         for option, name in (("--from", self.start), ("--only", self.only), ("--redo", self.redo)):
+            if name == CHEAPER and option == "--redo" and workflow.when_low == CHEAPER:
+                continue
             if name is not None and name not in workflow.steps:
                 hint = nearest(name, workflow.steps) or f"steps: {', '.join(workflow.steps)}"
                 raise InputError(f"{option}: the workflow has no step {name!r}", hint=hint)
@@ -223,7 +226,7 @@ class WorkflowRun:
         self.stopped = StopSign()
         limit = math.inf if self.workflow.run_budget is None else self.workflow.run_budget
         self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
-        self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
+        self.gate = CallGate(options.concurrency, stop=self.stopped.is_set, address=addresses(models.config))
         self.people = PeopleAnswers(answers_beside(self.journal.path))
         self._versions, self._served, self._now = RunVersions(self.journal), served, now
         self._models_of: Mapping[str, frozenset[str]] = {}
@@ -234,8 +237,7 @@ class WorkflowRun:
         sources = WorkflowSources(workflow)
         self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
         self._meanings = StepMeanings(models.config, programs=sources, context_of=_context_of(models.config))
-        self._rooms: dict[int, tuple[Step, int | None]] = {}
-        self._began = time.monotonic()
+        self._plans, self._began = StepPlans(models.plan), time.monotonic()
         self._board, self.live = board, None if board is None else self._shown()
         self.world = World(
             ask=Asker(models.agenerate, self.gate, self.stopped),
@@ -247,7 +249,8 @@ class WorkflowRun:
             once=OneAtATime(),
             folder=workflow.folder,
             stopped=self.stopped,
-            room=self._room,
+            room=self._plans.room,
+            first_model=self._plans.first_model,
             now=now,
             at_once=1 if options.concurrency == 1 else AT_ONCE,
         )
@@ -270,17 +273,11 @@ class WorkflowRun:
     ) -> StepQuestion:
         return question_of(step, row=row, place=place, asked=asked, meaning=self._meanings.of(step, release=release))
 
-    def _room(self, step: Step) -> int | None:
-        known = self._rooms.get(id(step))
-        if known is None:
-            room = None
-            if isinstance(step.body, PromptBody):
-                with suppress(WorkflowComposerError):
-                    fields: dict[str, Any] = {"task_type": step.task or ANY_TASK, "private": step.labels.private}
-                    plan = self.models.plan("?", **fields, **({} if step.model is None else {"model": step.model}))
-                    room = room_in(plan, step.tokens)
-            known = self._rooms[id(step)] = (step, room)
-        return known[1]
+    def _world_of(self, keeper: RowKeeper, world: World, *, low: bool) -> World:
+        """Return the world of a row; if the budget is low, or was when the row was asked, with cheaper models."""
+        if self.workflow.when_low == CHEAPER and (low or (keeper.was_cheaper and self.options.redo != CHEAPER)):
+            return replace(world, keeper=keeper, cheaper=self._plans.cheaper_model)
+        return replace(world, keeper=keeper)
 
     def _keeper(self, row: str, rules: AskingRules, counts: RunCounts) -> RowKeeper:
         return RowKeeper(self.journal, row, rules, counts, known=self._known, people=self.people, versions=self._versions)
@@ -346,7 +343,7 @@ class WorkflowRun:
         found.notes += self._versions.told()
         for row in self.source.rows((lambda number: True) if chosen is None else chosen.__contains__):
             keeper = self._keeper(row.id, replace(rules(row.number), asks=False), found.counts)
-            await run_row(self.workflow, row, replace(self.world, keeper=keeper))
+            await run_row(self.workflow, row, self._world_of(keeper, self.world, low=False))
             found.follow(keeper)
         return found
 
@@ -538,12 +535,16 @@ class _RowWork:
 
     def __init__(self, run: WorkflowRun, this: _Pass, world: World, pace: RowPace | None = None) -> None:
         self._run, self._pass, self._world, self._pace = run, this, world, pace
+        self._prices, self._cheaper = RowPrices(run.account, len(run.source)), set[int]()
 
     async def __call__(self, row: RunRow, budget: float | None) -> RowDone:
         """Compute a row."""
         run = self._run
         keeper = run._keeper(row.id, self._pass.rules(row.number), self._pass.counts)
-        outcome = await run_row(run.workflow, row, replace(self._world, keeper=keeper))
+        world = run._world_of(keeper, self._world, low=self._prices.is_low)
+        if world.cheaper is not self._world.cheaper:
+            self._cheaper.add(row.number)
+        outcome = await run_row(run.workflow, row, world)
         return RowDone(row.number, outcome, keeper.lineage, keeper.cost)
 
     def failed(self, row: RunRow, error: BaseException, seconds: float) -> RowDone:
@@ -553,6 +554,8 @@ class _RowWork:
     def append(self, record: RowDone) -> None:
         """Keep an outcome."""
         self._run._spool.put(record)
+        self._prices.ended(record.cost, cheaper=record.number in self._cheaper)
+        self._cheaper.discard(record.number)
         if self._run.live is not None:
             self._run.live.row(record.outcome.state)
         if self._pace is not None:

@@ -80,6 +80,20 @@ def test_g21_votes(finished):
     assert finished.small.count("third") == 10
 
 
+def test_g21_another_model_at_the_same_address(finished):
+    """The profile leaves the model to the server; its answers are asked for again, and are used again if it comes back."""
+    table = (finished.folder / "out.jsonl").read_bytes()
+    finished.small.served = "small-9b"
+    ran = finished.run("--rows", "1-3").ended(DONE)
+    assert finished.calls == 9
+    assert ran.steps["a"]["asked_again"] == {"small was small-1b and is small-9b": 3}
+    finished.reset()
+    finished.small.served = "small-1b"
+    again = finished.run().ended(DONE)
+    assert finished.calls == 0
+    assert again.output.read_bytes() == table
+
+
 def test_g21_one_rows_text(finished):
     rows = rows_of(10)
     rows[3]["t"] = "another text"

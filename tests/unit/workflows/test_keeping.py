@@ -8,6 +8,8 @@ import pytest
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import InputError
+from workflow_composer.storage.appending import OwnFile
+from workflow_composer.types import Attempt, Completion, LLMRequest, ModelCall, Sample, TokenLogprob, Usage
 from workflow_composer.workflows.definition.model import PromptBody, Step
 from workflow_composer.workflows.keeping.answers import KeptAnswer
 from workflow_composer.workflows.keeping.index import EntryIndex
@@ -242,3 +244,74 @@ def test_entries_are_lines_of_json(path):
     header, entry = map(json.loads, path.read_text().split("\n")[:2])
     assert header["workflow_journal"] == 1
     assert (entry["row"], entry["place"], entry["value"]) == (ROW, "a", "a\u2028b")
+
+
+# -------------------------------------------------------------------------------------------- questions without an answer
+
+
+def call(samples=1, first=0, text="ask x"):
+    request = LLMRequest.of(text, temperature=0.7)
+    return ModelCall(request, samples, 0.7, first_sample=first)
+
+
+def brought(*samples):
+    return Completion(samples=samples, usage=Usage(5, 3), model="m")
+
+
+def used(cost=0.25):
+    return Attempt(0, 0, "small", True, 1500.0, Usage(5, 3), cost)
+
+
+PLACE = (0, 0, "small")
+
+
+def test_replies_come_back_as_they_were(path):
+    token = TokenLogprob("a", -0.5, (("a", -0.5), ("b", -1.0)), (("\ufffd", (240, 159)),))
+    tool = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    first = Sample("x", "stop", (tool,), (token,), 0.0, "because", "END")
+    question, sent = asked(), call(samples=2)
+    with WorkflowJournal.open(path) as journal:
+        keeper(journal).progress(question).add(PLACE, sent, brought(first, Sample("y")), used(), vote=True)
+    with WorkflowJournal.open(path) as journal:
+        assert journal.counts.spent == 0.25
+        progress = keeper(journal).progress(question)
+        found = progress.find(PLACE, sent)
+        assert found.samples == (first, Sample("y"))
+        assert (found.usage, found.model) == (Usage(5, 3), "m")
+        assert progress.find(PLACE, sent) is None, "each counts once"
+        whole = progress.whole({"calls": 2, "cost": 0.5, "seconds": 1.0, "tokens": [10, 6]})
+        assert whole == {"calls": 3, "cost": 0.75, "seconds": 2.5, "tokens": [15, 9]}
+        assert progress.rest(whole) == (2, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("place", "sent"),
+    [((1, 0, "small"), call()), ((0, 1, "small"), call()), ((0, 0, "large"), call()), (PLACE, call(first=1)),
+     (PLACE, call(text="ask y"))],
+    ids=["tier", "member", "model", "number", "question"],
+)  # fmt: skip
+def test_a_reply_belongs_to_its_call_only(path, place, sent):
+    question = asked()
+    with WorkflowJournal.open(path) as journal:
+        keeper(journal).progress(question).add(PLACE, call(), brought(Sample("x")), used(), vote=True)
+        assert keeper(journal).progress(question).find(place, sent) is None
+        assert keeper(journal).progress(question).find(PLACE, call()) is not None
+
+
+def test_the_samples_of_one_call_are_written_in_one_piece(path, monkeypatch):
+    """A kill between two lines would leave a part of an answer that came as a whole."""
+    pieces = []
+    append = OwnFile.append
+    with WorkflowJournal.open(path) as journal:
+        monkeypatch.setattr(OwnFile, "append", lambda self, line: (pieces.append(line), append(self, line)))
+        keeper(journal).progress(asked()).add(PLACE, call(3), brought(*map(Sample, "xyz")), used(), vote=True)
+    assert [piece.count(b"\n") for piece in pieces] == [3]
+
+
+def test_a_single_reply_is_written_only_if_something_else_is_waited_for(path):
+    with WorkflowJournal.open(path) as journal:
+        progress = keeper(journal).progress(asked())
+        progress.add(PLACE, call(), brought(Sample("x")), used(), vote=False)
+        assert len(journal) == 0
+        progress.find(PLACE, call(text="try again"))
+        assert len(journal) == 1

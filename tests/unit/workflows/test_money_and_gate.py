@@ -1,15 +1,19 @@
 """Money of runs and rows within each other, and how many calls may be under way."""
 
 import asyncio
+import contextlib
 import math
+import threading
+import time
 
 import pytest
 
 from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, RunBudgetReached
 from workflow_composer.types import Attempt, LLMRequest
-from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime, RefusalCap
+from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.run import RowPace
+from workflow_composer.workflows.running.servers import RefusalCap, load_of
 
 
 def estimate(dollars):
@@ -163,6 +167,79 @@ def test_a_server_that_refuses_teaches_its_limit_once():
             cap.refused(int(cap.limit))
     assert cap.limit <= 6
     assert refused <= 5, "one more is tried after ever more answers"
+
+
+def failed(kind, name="small"):
+    return Attempt(0, 0, name, True, 1.0, error="no", error_type=kind, fault="server")
+
+
+async def under_way(gates, model, calls):
+    """Make calls through gates in turn; the most that were under way at a time."""
+    now = most = 0
+
+    async def call(gate):
+        nonlocal now, most
+        async with gate(model):
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0)
+            now -= 1
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(call(gates[number % len(gates)]) for number in range(calls)))
+    return most
+
+
+async def test_what_a_server_has_told_one_run_every_run_of_the_process_knows():
+    address = {"a": "http://one.test/v1", "b": "http://two.test/v1"}.get
+    one, two = CallGate(16, address=address), CallGate(16, address=address)
+    assert await under_way([one, two], "a", 64) == 32
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(one("a"))
+        one.hear([failed("RateLimited", "a")])
+    assert load_of("http://one.test/v1").limit == 4
+    assert await under_way([one, two, CallGate(16, address=address)], "a", 60) == 4, "of all runs together"
+    assert await under_way([two], "b", 40) == 16, "another server is none of its business"
+    assert (load_of("http://one.test/v1").in_flight, one.in_flight, two.in_flight) == (0, 0, 0)
+
+
+async def test_calls_of_a_busy_server_hold_up_no_calls_of_another():
+    gate = CallGate(4, address={"a": "http://three.test/v1", "b": "http://four.test/v1"}.get)
+    async with gate("a"), gate("a"):
+        gate.hear([failed("RateLimited", "a")])  # it bears one
+        waiting = [asyncio.create_task(pass_through(lambda: gate("a"))) for _ in range(9)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(20), gate("b"), gate("b"):
+            assert gate.in_flight == 4
+    await asyncio.wait(waiting, timeout=20)
+    assert all(task.done() for task in waiting)
+
+
+def test_a_run_in_another_thread_goes_on_when_a_call_of_this_one_has_ended():
+    address = {"a": "http://five.test/v1"}.get
+    load_of("http://five.test/v1").begin()
+    load_of("http://five.test/v1").refused()  # it bears one, which is under way
+
+    def run():
+        asyncio.run(asyncio.wait_for(pass_through(lambda: CallGate(4, address=address)("a")), 20))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not load_of("http://five.test/v1")._waiters and thread.is_alive():
+        time.sleep(0.001)
+    load_of("http://five.test/v1").end(well=True)
+    thread.join()
+    assert load_of("http://five.test/v1").in_flight == 0
+
+
+async def test_refusals_of_a_server_that_no_call_asks_first_slow_the_run():
+    gate = CallGate(16, address={"a": "http://six.test/v1"}.get)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(gate("a"))
+        gate.hear([failed("RateLimited", "of a later tier")])
+    assert gate.limit == 4
 
 
 class Refusing:

@@ -39,7 +39,11 @@ _MONEY = click.FloatRange(min=0, min_open=True)
 @click.option("--rows", metavar="1,5-9", help="Ask only for these rows, counted from 1.")
 @click.option("--from", "start", metavar="STEP", help="Do this step and all that follow anew.")
 @click.option("--only", metavar="STEP", help="Ask for nothing but this step.")
-@click.option("--redo", metavar="STEP", help="Do this step anew; what follows is asked again where its answers differ.")
+@click.option(
+    "--redo",
+    metavar="STEP",
+    help="Do this step anew; what follows is asked again where its answers differ. `cheaper`: what a low budget made so.",
+)
 @click.option(
     "--retry",
     type=click.Choice(["invalid", "refused", "cut_off"]),

@@ -180,6 +180,7 @@ class RunSession:
     @staticmethod
     def _tell_step(path: str, step: Mapping[str, Any]) -> None:
         told = [f"{step[state]} {state.replace('_', ' ')}" for state in _STATES if step[state]]
+        told += [f"{step['cheaper']} cheaper"] if step["cheaper"] else []
         told += [f"{step['calls']} calls"] if step["calls"] else []
         told += [f"{step['kept']} kept"] if step["kept"] else []
         told += [f"{step['shared']} shared"] if step["shared"] else []

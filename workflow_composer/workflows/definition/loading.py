@@ -272,7 +272,8 @@ class _FileLoader:
                     if of in found:
                         made[f"{of}_{key}"] = read(found[of], (key, of))
         if "when_low" in tree:
-            faults.one_of(tree["when_low"], ("when_low",), ("stop",))  # the only way that there is
+            faults.one_of(tree["when_low"], ("when_low",), ("stop", "cheaper"))
+            made["when_low"] = str(tree["when_low"])
         if "key" in tree:
             known = list(inputs if columns is None else columns)
             made["key"] = str(tree["key"])

@@ -253,7 +253,9 @@ class Workflow:
 
     ``order`` has every top-level step after those that it reads. ``output`` maps columns to readings in the file's order;
     ``tables`` names of further tables to readings of steps of the run. Budgets are in dollars, deadlines in seconds, of the
-    run and of a row; None: no limit. ``digest`` (hex) is that of the file's meaning. ``notes`` are what `check` adds.
+    run and of a row; None: no limit. ``when_low`` is what
+    becomes of rows for which the run's budget gets low. ``digest`` (hex) is that of the file's meaning. ``notes``
+    are what `check` adds.
     """
 
     name: str
@@ -269,6 +271,7 @@ class Workflow:
     row_budget: float | None = None
     run_deadline: float | None = None
     row_deadline: float | None = None
+    when_low: Literal["stop", "cheaper"] = "stop"
     digest: str = ""
     notes: Sequence[str] = ()
 

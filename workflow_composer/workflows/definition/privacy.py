@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
 
 NOT_PROMISED = (
-    "not promised: that a row failed, was withheld, waited for a person or stopped at the budget can be seen from calls "
-    "that are missing, as can times and the lengths of released texts"
+    "not promised: that a row failed, was withheld, waited for a person or met a limit of its budget can be seen from calls "
+    "that are missing or go to another model, as can times and the lengths of released texts"
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -123,14 +123,25 @@ class WorkflowJournal:
         digest = "" if question is None else question.digest
         if question is not None:
             fields = {"place": question.place, "parts": dict(question.parts), **fields}
-        line = entry_line(row, kind, digest, cost, fields)
+        return self._write([entry_line(row, kind, digest, cost, fields)], row, kind, digest)
+
+    def append_replies(self, question: StepQuestion, entries: Sequence[tuple[str, float, Mapping[str, Any]]]) -> None:
+        """Write what a question has got, as place, dollars and fields: all in one piece, so that a kill parts none."""
+        row, digest = question.row or _RUN_ROW, question.digest
+        lines = [entry_line(row, REPLY, digest, cost, {"place": place, **fields}) for place, cost, fields in entries]
+        self._write(lines, row, REPLY, digest)
+
+    def _write(self, lines: Sequence[bytes], row: str, kind: str, digest: str) -> int:
+        """Append lines; return the offset of the first."""
+        first = self._size
         try:
-            self._file.append(line)
+            self._file.append(b"".join(lines))
         except OSError as error:
             raise unwritable(self.path, error, other=_OTHER) from error
-        offset, self._size = self._size, self._size + len(line)
-        self._remember(row, kind, digest, offset)
-        return offset
+        for line in lines:
+            self._remember(row, kind, digest, self._size)
+            self._size += len(line)
+        return first
 
     def entries(self, row: str) -> list[JournalEntry]:
         """Return the entries of a row ("": of the run), the oldest first."""

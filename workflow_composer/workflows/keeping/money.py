@@ -127,6 +127,26 @@ def budget_reached(account: MoneyAccount) -> RunBudgetReached:
     )
 
 
+class RowPrices:
+    """Whether a run's budget pays for the rows that are left at the price of those that have ended: else it is low."""
+
+    def __init__(self, account: MoneyAccount, rows: int) -> None:
+        self._account, self._left = account, rows
+        self._cost, self._paid = 0.0, 0
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the budget is low. It never is before a row has cost something."""
+        account = self._account
+        return self._paid > 0 and self._cost / self._paid * self._left > account.limit - account.own_spent
+
+    def ended(self, cost: float, *, cheaper: bool) -> None:
+        """Take what a row has cost; ``cheaper``: it is no measure of the others."""
+        self._left -= 1
+        if cost and not cheaper:
+            self._cost, self._paid = self._cost + cost, self._paid + 1
+
+
 class CallReservation(Reservation):
     """A call's part of an account. ``is_unseen`` says whether nothing is known of what such a call costs; it may then take
     what is left, whatever it is estimated at, and others wait until it has ended.

@@ -6,13 +6,13 @@ come is in the journal, and the next run asks for the rest only. Once the questi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.types import Completion, Sample, TokenLogprob, Usage
 from workflow_composer.workflows.keeping.answers import StepQuestion
-from workflow_composer.workflows.keeping.journal import REPLY, JournalEntry, WorkflowJournal
+from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
 from workflow_composer.workflows.keeping.keys import digest_of_data
 
 if TYPE_CHECKING:
@@ -105,17 +105,20 @@ class QuestionProgress:
         """Write the replies that are not in the journal yet. Raises `WorkflowComposerError` if the disk is full."""
         new, self._new = self._new, []
         for place, asked, done, attempt in new:
-            used: dict[str, Any] = _used_by(attempt)
-            for number, sample in enumerate(done.samples, asked.first_sample):
-                at, sent = [*place, number], _sent(asked)
-                self._append(used, at=at, sent=sent, model=done.model, sample=_packed(sample))
-                used = {}
+            said = [
+                {"at": [*place, number], "sent": _sent(asked), "model": done.model, "sample": _packed(sample)}
+                for number, sample in enumerate(done.samples, asked.first_sample)
+            ]
+            self._append(_used_by(attempt), said)
 
-    def _append(self, used: Mapping[str, Any], **said: Any) -> None:
-        self._number += 1
-        asked = self._question
-        place = StepQuestion(row=asked.row, place=f"{asked.place}~{self._number}", digest=asked.digest)
-        self._journal.append(REPLY, place, cost=used.get("cost", 0.0), used=used, **said)
+    def _append(self, used: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> None:
+        """Write entries of one call; the first has what it has used."""
+        entries: list[tuple[str, float, Mapping[str, Any]]] = []
+        for one in said:
+            self._number += 1
+            own = {} if entries else used
+            entries.append((f"{self._question.place}~{self._number}", own.get("cost", 0.0), {"used": own, **one}))
+        self._journal.append_replies(self._question, entries)
         more = Used()
         more.add(used)
         self.written.add(used)
@@ -140,7 +143,7 @@ class QuestionProgress:
         calls, cost = used()
         problem = await check(value)
         calls, cost = used()[0] - calls, used()[1] - cost
-        self._append({"judged": calls, "cost": cost} if calls else {}, checked=digest, problem=problem)
+        self._append({"judged": calls, "cost": cost} if calls else {}, [{"checked": digest, "problem": problem}])
         return problem
 
     # -------------------------------------------------------------------------------------------------------------- facts

@@ -16,7 +16,7 @@ from workflow_composer.workflows.keeping.keys import WRITTEN, path_of
 from workflow_composer.workflows.keeping.people import PeopleAnswers
 from workflow_composer.workflows.keeping.progress import QuestionProgress, Used
 from workflow_composer.workflows.keeping.versions import RunVersions
-from workflow_composer.workflows.running.results import FailureKind
+from workflow_composer.workflows.running.results import CHEAPER, FailureKind
 
 CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_off"})
 """Failures that asking the same question would probably only repeat."""
@@ -161,6 +161,11 @@ class RowKeeper:
             if entry.fields["fault"] in CONTENT_FAULTS:  # refused replies would only be refused again
                 self._ended[entry.digest, entry.place] = entry.offset
         self._latest[entry.place] = entry
+
+    @property
+    def was_cheaper(self) -> bool:
+        """Whether a question of the row was answered cheaply, because the budget was low."""
+        return any(CHEAPER in (entry.fields.get("parts") or ()) for entry in self._latest.values())
 
     def find(self, question: StepQuestion) -> KeptAnswer | None:
         """Return the answer to the same question, of the same place if there is one, else one that nobody has taken."""
@@ -329,6 +334,7 @@ _NAMED = {
     "accept": "its check changed",
     "program": "its program changed",
     "argv": "its command changed",
+    CHEAPER: "only its first models were asked, because the budget was low",
     "release": "the check of its release changed",
     "released": "what it releases changed",
 }

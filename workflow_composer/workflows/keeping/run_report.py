@@ -9,7 +9,7 @@ from typing import Any
 
 from workflow_composer.workflows.definition.model import NestedBody, Step
 from workflow_composer.workflows.keeping.row_keeper import RunCounts
-from workflow_composer.workflows.running.results import RowState, StepResult
+from workflow_composer.workflows.running.results import CHEAPER, RowState, StepResult
 
 STATES = ("done", "skipped", "failed", "waiting", "withheld", "not_run")
 _MOST_REASONS = 20
@@ -25,6 +25,7 @@ class StepSummary:
     asked_again: Counter[str] = field(default_factory=Counter)
     defaults: int = 0
     mended: int = 0
+    cheaper: int = 0
     notes: list[str] = field(default_factory=list)
 
     def add(self, result: StepResult) -> None:
@@ -47,6 +48,7 @@ class StepSummary:
             self.asked_again["the answer was refused"] += int(refused) if isinstance(refused, (int, float)) else len(refused)
         mended = counts.get("mended")
         self.mended += bool(mended)
+        self.cheaper += bool(counts.get(CHEAPER))
 
 
 class StepSummaries(dict[str, StepSummary]):
@@ -128,7 +130,7 @@ class RunReport:
             found |= {"cost": _money(sum(one.cost + one.kept_cost for one in inner))}
             found["seconds"] = round(sum(one.seconds for one in inner), 3)
             why = Counter()
-        found |= {"defaults": summary.defaults, "mended": summary.mended}
+        found |= {"defaults": summary.defaults, "mended": summary.mended, "cheaper": summary.cheaper}
         found["reasons"] = dict(summary.reasons.most_common())
         found["asked_again"] = dict((why + summary.asked_again).most_common())
         return found | {"notes": summary.notes}

@@ -26,7 +26,7 @@ from workflow_composer.workflows.programs.command import run_command
 from workflow_composer.workflows.programs.function import call_function
 from workflow_composer.workflows.running.failing import StepFailure, facts_of, in_a_line, of_error, of_value, value_of
 from workflow_composer.workflows.running.prompt_room import too_long_for
-from workflow_composer.workflows.running.results import Origin, Scope, StepResult, ValueFault
+from workflow_composer.workflows.running.results import CHEAPER, Origin, Scope, StepResult, ValueFault
 from workflow_composer.workflows.running.world import Purse, StopSign, World
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class _Question:
     """What a step asks: ``asked`` makes its key, `answer` asks. Made of values alone; making it raises `ValueFault`."""
 
     asked: dict[str, Any]
+    cheaper: str | None = None
+    """The model that is asked alone, because the budget is low."""
     spent: float
     """The dollars of all requests so far."""
 
@@ -183,7 +185,7 @@ class _PromptQuestion(_Question):
         return LLMRequest(
             messages=tuple(self.asked["messages"]),
             task_type=step.task or ANY_TASK,
-            model=step.model,
+            model=step.model if self.cheaper is None else self.cheaper,
             max_tokens=step.tokens,
             temperature=step.temperature,
             tools=self.body.tools,
@@ -204,12 +206,14 @@ class _PromptQuestion(_Question):
                 raise StepFailure(kind="too_long", reason=told)
         response = await self.paid(self._request())
         judged = 0 if self.acceptance is None else self.acceptance.calls
-        more = {"cost": self.spent, "judged": judged} if judged else {}
+        more: dict[str, Any] = {"cost": self.spent, "judged": judged} if judged else {}
         try:
             value = value_of(response, self.form, private=self.step.labels.private)
         except StepFailure as failure:
             failure.facts = {**failure.facts, **more}
             raise
+        if self.cheaper is not None:
+            more[CHEAPER] = True
         return KeptAnswer(value=value, facts={**facts_of(response), **more})
 
 
@@ -291,6 +295,11 @@ async def ask(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
     except ValueFault as fault:
         return _failed(of_value(fault))
     question = spot.world.question(step, row=spot.row, place=place, asked=made.asked)
+    if isinstance(made, _PromptQuestion) and (cheaper := spot.world.cheaper(step)) is not None:
+        if (kept := spot.world.keeper.find(question)) is not None:  # the whole answer, of an earlier run
+            return _done(kept, kept=True)
+        made.cheaper = cheaper
+        question = spot.world.question(step, row=spot.row, place=place, asked={**made.asked, CHEAPER: cheaper})
     if not question.share:
         return await _found_or_asked(made, question)
     async with spot.world.once(question.digest):
@@ -356,8 +365,10 @@ async def _answered(made: _Question) -> KeptAnswer:
 
 
 async def _at_the_gate(made: _Question) -> KeptAnswer:
-    async with made.spot.world.gate():
-        _refuse_if_stopped(made.spot.world.stopped)
+    world = made.spot.world
+    model = world.first_model(made.step) if isinstance(made, _PromptQuestion) else None
+    async with world.gate() if model is None else world.gate(model):
+        _refuse_if_stopped(world.stopped)
         if made.step.timeout is None or isinstance(made, _PromptQuestion):  # whose request has the limit
             return await made.answer()
         async with asyncio.timeout(made.step.timeout):
@@ -472,7 +483,7 @@ def _result(facts: Mapping[str, Any], **fields: Any) -> StepResult:
         cost=float(facts.get("cost") or 0.0),
         model=str(facts.get("model") or ""),
         seconds=float(facts.get("seconds") or 0.0),
-        counts={name: facts[name] for name in ("refused", "mended", "tier", "judged") if name in facts},
+        counts={name: facts[name] for name in ("refused", "mended", "tier", "judged", CHEAPER) if name in facts},
     )
 
 

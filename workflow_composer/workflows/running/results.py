@@ -20,6 +20,12 @@ Origin = Literal["asked", "kept", "shared", "default", "person"]
 RowState = Literal["done", "partial", "failed", "waiting", "stopped"]
 
 
+CHEAPER = "cheaper"
+"""The fact of an answer that only the first models of its step were asked for, because the budget was low; and the part of
+its question by which it is another question.
+"""
+
+
 class ValueFault(Exception):
     """A value does not allow what an expression does with it; the step fails for its row, kind ``value``."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from workflow_composer.workflows.definition.model import Workflow
 from workflow_composer.workflows.running.one_question import Spot
-from workflow_composer.workflows.running.results import RowOutcome, RowState, Scope, StepResult
+from workflow_composer.workflows.running.results import CHEAPER, RowOutcome, RowState, Scope, StepResult
 from workflow_composer.workflows.running.steps import output_of, read_by, run_steps, steps_behind
 from workflow_composer.workflows.running.world import RowInputs, World
 
@@ -91,13 +91,20 @@ def _tolerated(result: StepResult) -> Iterator[StepResult]:
         yield from _tolerated(one)
 
 
+_LOW = "cheaper: only its first models were asked, because the budget got low (--redo cheaper asks all)"
+
+
+def _is_cheaper(result: StepResult) -> bool:
+    return bool(result.counts.get(CHEAPER)) or any(map(_is_cheaper, (*result.items, *result.inner.values())))
+
+
 def _error_of(result: StepResult) -> str:
     """Return what a row's errors say of a step; empty: nothing."""
     if result.origin == "default" and result.state == "done":
         return f"the default stands for it: {result.reason}"
     if result.state in ("failed", "withheld", "not_run") or (result.state == "skipped" and result.kind is not None):
         return result.reason
-    told = []
+    told = [_LOW] if _is_cheaper(result) else []
     for at, item in enumerate(result.items, 1):
         if item.kind is not None and item.state in ("skipped", "done"):
             what = "the default stands for item" if item.state == "done" else "item"

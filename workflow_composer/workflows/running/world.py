@@ -118,6 +118,11 @@ def one_call(step: Step) -> int:
     return 1
 
 
+def no_model_known(step: Step) -> str | None:
+    """Return None: it is not known which model a step asks first."""
+    return None
+
+
 def no_room_known(step: Step) -> int | None:
     """Return None: nothing is known of how long a prompt may be."""
     return None
@@ -135,7 +140,9 @@ class World:
     belong to. ``once`` returns one in which a question that rows share is asked by one of them at a time, by its digest.
     ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
-    how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds,
+    how many tokens a step's prompt may have (None: unknown), ``first_model`` the model that its calls ask first, which
+    ``gate`` is told, ``cheaper`` the model that is asked alone because the budget is low (None: as usual). ``now``
+    is the time of day in seconds,
     ``calls_left`` how many calls all steps together may still make, ``calls_of`` how many of these a question of a step
     takes at least. ``at_once`` items of a list are begun at once; with 1, steps of a row are, too, done one after another,
     in the file's order, which then depends on no answer. ``watch`` sees steps begin and end.
@@ -146,12 +153,14 @@ class World:
     keeper: Keeper
     people: People
     purse: Purse
-    gate: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
+    gate: Callable[..., AbstractAsyncContextManager[Any]] = nullcontext
     once: Callable[[str], AbstractAsyncContextManager[Any]] = nullcontext
     run_results: Mapping[str, StepResult] = field(default_factory=lambda: EMPTY)
     folder: Path = Path()
     stopped: StopSign = field(default_factory=StopSign)
     room: Callable[[Step], int | None] = no_room_known
+    first_model: Callable[[Step], str | None] = no_model_known
+    cheaper: Callable[[Step], str | None] = no_model_known
     now: Callable[[], float] = time.time
     calls_left: Callable[[], float] = any_number
     calls_of: Callable[[Step], int] = one_call

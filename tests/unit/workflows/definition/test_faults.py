@@ -124,7 +124,7 @@ FAULTS = {
     "default that does not fit": (of_steps("b: {prompt: x, answer: number, on_error: {default: many}}"), 5, "number"),
     "budget's unit": (of_steps() + "budget: {run: 20 EUR}\n", 6, "such as $20"),
     "deadline's unit": (of_steps() + "deadline: {row: 5}\n", 6, "6h"),
-    "when_low": (of_steps() + "when_low: cheaper\n", 6, "allowed: stop"),
+    "when_low": (of_steps() + "when_low: cheapest\n", 6, "allowed: stop, cheaper"),
     "key": (of_steps() + "key: idd\n", 6, "did you mean 'id'"),
     "stream": (of_steps() + "stream: b\n", 6, "allowed: a"),
     "waits": (of_steps("b: {human: x, waits: {at_most: 3d}}"), 5, "then"),
