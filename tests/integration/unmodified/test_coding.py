@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.clients import VARIABLE, clients_python
 from tests.integration.unmodified.frame import AIDER, CLAUDE, CODEX, LLM, OPENCODE, entered, here, staged
-from tests.integration.unmodified.standin import TEXT, Call
+from tests.integration.unmodified.standin import TEXT, Call, Said
 
 pytestmark = [
     pytest.mark.clients,
@@ -78,6 +78,26 @@ def test_codex_gives_newer_models_their_tools_within_the_conversation(stage):
     assert all(chat["tools"] for chat in stage.server.seen.chats)
     remembered = [message.get("reasoning_content") for message in stage.server.seen.chats[-1]["messages"]]
     assert "One program will do." in remembered
+
+
+class Delegates:
+    """A model that starts an agent, and as that agent answers at once."""
+
+    def said(self, data):
+        offered = {tool["function"]["name"] for tool in data.get("tools") or ()}
+        if "Agent" not in offered or any(message["role"] == "tool" for message in data["messages"]):
+            return Said("There are two files.")
+        agent = {"description": "Counts", "prompt": "Count.", "subagent_type": "general-purpose", "model": "haiku"}
+        return Said(calls=[("Agent", json.dumps(agent))])
+
+
+def test_the_agents_that_claude_code_starts_ask_models_of_the_profile(stage):
+    """It gives them its own names of models, and nothing that it sends is refused."""
+    stage.server.follows = Delegates()
+    done = stage.run(here(CLAUDE), files=FILES)
+    assert "There are two files." in done.out, done.err
+    assert len(stage.server.seen.chats) >= 3
+    assert "request failed" not in next(stage.folder.glob("log-*.txt")).read_text()
 
 
 LOOKS = {

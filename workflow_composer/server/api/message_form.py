@@ -103,11 +103,13 @@ _BLOCK = schemas.either(
     ),
     schemas.record({"type": schemas.constant(*_OTHERS)}, "type"),
 )
+EFFORT = "output_config.effort is not passed to the model"
 SEAL = "wfc-thinking:"
 BILLING = "x-anthropic-billing-header:"
 _MESSAGE = {
     "role": schemas.constant("user", "assistant", "system"),
     "content": schemas.either(schemas.TEXT, schemas.listed(_BLOCK, least=1)),
+    "output_config": schemas.nullable(schemas.record({"effort": _ANY}, closed=True)),
 }
 _IGNORED_OF_TOOLS = ("defer_loading", "eager_input_streaming", "allowed_callers", "input_examples")
 _TOOL = {
@@ -187,6 +189,10 @@ def _message(message: Any, place: str, notes: Notes) -> list[dict[str, Any]]:
     if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system"):
         raise wrong(f"{place}.role", "must be user, assistant or system")
     _known(message, _MESSAGE, place, notes)
+    if (output := message.get("output_config")) is not None:  # the effort from this message on
+        if not isinstance(output, dict) or not output.keys() <= {"effort"}:
+            raise wrong(f"{place}.output_config", "must be an object with nothing but effort", code=UNSUPPORTED)
+        notes[EFFORT] = None
     # A system's message may stand anywhere here, as developers' messages may in OpenAI's format.
     role, content = message["role"].replace("system", "developer"), message.get("content")
     if isinstance(content, str):
@@ -449,7 +455,7 @@ def asked_of(body: bytes | bytearray, headers: Mapping[str, str], form: Form = F
     if thinking.get("budget_tokens") and thinking["type"] != "disabled":
         notes["thinking.budget_tokens is not passed to the model"] = None
     if output.get("effort"):
-        notes["output_config.effort is not passed to the model"] = None
+        notes[EFFORT] = None
     told = fields.get("metadata", EMPTY).get("task_type")
     if extra:
         renamed(extra, warnings)

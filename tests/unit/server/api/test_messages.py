@@ -74,6 +74,7 @@ def test_a_field_is_honoured_or_carried(field, value, expected):
         ({**HI, "messages": [{"role": "user", "content": "x", "surprise": 1}]}, "messages[0].surprise"),
         ({**HI, "messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
         (saying(), "messages[0].content"),  # a message of nothing would be lost
+        ({**HI, "messages": [{**HI["messages"][0], "output_config": {"format": {}}}]}, "messages[0].output_config"),
         (saying({"type": "text"}), "messages[0].content[0]"),
         (saying({"type": "thinking"}, role="assistant"), "messages[0].content[0]"),
         (saying({"type": "hologram"}), "messages[0].content[0]"),
@@ -116,6 +117,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(body, param):
         ({**HI, "tools": [{"name": "f", "defer_loading": True}]}, "tools: defer_loading"),
         ({**HI, "thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
         ({**HI, "output_config": {"effort": "low"}}, "output_config.effort"),
+        ({**HI, "messages": [{**HI["messages"][0], "output_config": {"effort": "low"}}]}, "output_config.effort"),
         ({**HI, "context_management": {"edits": []}}, "context_management"),
         ({**HI, "client_metadata": {"session": "x"}}, "client_metadata"),
         (saying({"type": "text", "text": "a"}, {"type": "server_tool_use", "id": "s"}), "blocks of type server_tool_use"),
