@@ -189,7 +189,7 @@ def ours(folder: Path, url: str) -> Contestant:
         "--yes",
     )
     environ = {"PYTHONPATH": str(HERE.parent), "XDG_STATE_HOME": str(folder / "state")}
-    return Contestant("workflow_composer", run, (*program, "route", "hello"), environ)
+    return Contestant("workflow_composer", run, (*program, "workflow", "check", "flow.yaml"), environ)
 
 
 def docetl(folder: Path, url: str, home: Path) -> Contestant:

@@ -14,6 +14,7 @@ from workflow_composer.types import EMPTY
 from workflow_composer.workflows.building import WorkflowBuilder
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.definition.model import Workflow
+from workflow_composer.workflows.programs.presence import refuse_missing
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
@@ -29,14 +30,15 @@ def loaded(
     """
     try:
         columns = None if table is None else list(table.names)
-        return load_workflow(file, config=config, columns=columns, kinds=kinds)
+        return refuse_missing(load_workflow(file, config=config, columns=columns, kinds=kinds))
     except WorkflowFileError:
         if table is None:
             raise
         every = dict.fromkeys(name for row in table.rows() for name in row.values)
         if every.keys() <= set(table.names):
             raise
-        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])], kinds=kinds)
+        columns = [*dict.fromkeys([*table.names, *every])]
+        return refuse_missing(load_workflow(file, config=config, columns=columns, kinds=kinds))
 
 
 class GivenRows:

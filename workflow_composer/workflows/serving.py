@@ -22,6 +22,7 @@ from workflow_composer.workflows.keeping.answers import NothingKept, asked_anew
 from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.rows import RunRow
+from workflow_composer.workflows.programs.presence import refuse_missing
 from workflow_composer.workflows.running.results import FailureKind, RowOutcome
 from workflow_composer.workflows.running.row import run_row
 from workflow_composer.workflows.running.world import StepWatch, StopSign, World
@@ -74,7 +75,7 @@ def served_workflows(config: StrategyConfig, kinds: Mapping[str, StepKind] = EMP
         where = config.where("workflows", number)
         for path in _files(Path(str(place)), where, problems):
             try:
-                flow = load_workflow(path, config=config, kinds=kinds)
+                flow = refuse_missing(load_workflow(path, config=config, kinds=kinds))
             except ProfileNotFound as error:
                 problems.append(f"{where}: {error.message}")
                 continue

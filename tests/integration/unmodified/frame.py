@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.integration.clients import clients_python, serving
+import pytest
+
+from tests.integration.clients import VARIABLE, clients_python, serving
 from tests.integration.unmodified.standin import TEXT, ModelServer, Script, plain, schema_of
 from tests.paths import ROOT
 
@@ -34,8 +36,8 @@ COMMANDS = re.compile(r"^```console\n(.*?)^```$", re.S | re.M)
 KNOWN_NAMES = ("gpt-5.5", "gpt-6-sol")
 """Names by which Codex sends other forms: a custom tool for patches; tools in the conversation, in namespaces."""
 
-PATIENCE = 240.0
-"""Seconds that a client may take; each takes a few."""
+PATIENCE = 600.0
+"""Seconds that a client may take; most take a few, those that load a tokenizer and torch up to a minute."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,37 @@ LLM = Client("llm", "main", "llm")
 CODING = (CODEX, OPENCODE, CLAUDE, AIDER, LLM)
 """Programs that edit files and run commands, and simonw's command."""
 
-LIBRARIES: tuple[Client, ...] = ()
+OPENAI = Client("OpenAI's client", "main", "openai")
+ANTHROPIC = Client("Anthropic's client", "main", "anthropic")
+LITELLM = Client("LiteLLM", "main", "litellm")
+LANGCHAIN = Client("LangChain", "main", "langchain-openai")
+PYDANTIC_AI = Client("Pydantic AI", "main", "pydantic-ai-slim")
+AGENTS = Client("OpenAI Agents", "main", "openai-agents")
+INSTRUCTOR = Client("instructor", "evaluation", "instructor")
+LLAMA_INDEX = Client("LlamaIndex", "frameworks", "llama-index-llms-openai-like")
+DSPY = Client("DSPy", "frameworks", "dspy")
+CREWAI = Client("CrewAI", "frameworks", "crewai")
+SEMANTIC_KERNEL = Client("Semantic Kernel", "frameworks", "semantic-kernel")
+INSPECT = Client("Inspect", "main", "inspect-ai")
+LM_EVAL = Client("lm-eval", "evaluation", "lm-eval")
+GUIDELLM = Client("GuideLLM", "evaluation", "guidellm")
+
+SCRIPTED = (
+    *(OPENAI, ANTHROPIC, LITELLM, LANGCHAIN, PYDANTIC_AI, AGENTS, INSTRUCTOR, LLAMA_INDEX, DSPY, CREWAI, SEMANTIC_KERNEL),
+)
+"""Libraries whose snippet is a Python program that prints what it got, line by line."""
+
+LIBRARIES = (*SCRIPTED, INSPECT, LM_EVAL, GUIDELLM)
 """Libraries for Python, and what evaluates models with them."""
 
 CLIENTS = (*CODING, *LIBRARIES)
+
+
+def here(client: Client) -> Client:
+    """Skip the test where the client is not installed."""
+    if client.home is None:
+        pytest.skip(f"{client.package} is not installed beside the clients of {VARIABLE}")
+    return client
 
 
 def section(name: str, page: str | None = None) -> str:
@@ -124,8 +153,8 @@ class Printed:
     folder: Path
 
     def said(self, what: str) -> str:
-        """What stands behind ``what:`` at the beginning of a line."""
-        found = re.search(rf"^{re.escape(what)}: (.*)$", self.out, re.M)
+        """What stands behind ``what:`` at the beginning of a line, or behind a box that was drawn there."""
+        found = re.search(rf"(?:^|╯){re.escape(what)}: (.*)$", self.out, re.M)
         assert found is not None, f"the snippet printed no line '{what}: ...'\n{self.out[-2000:]}\n{self.err[-3000:]}"
         return found[1]
 

@@ -7,6 +7,7 @@ sent something (through the service) that a real server takes.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.integration.stub_server import Reply, Request, StubServer
+from tests.integration.unmodified.questions import TEXT, answer_to, arguments_of, plain, question_of, text_of
 
-TEXT = "Anna has 7 pens."
-"""What the model says to a question without tools."""
-
+WORD = re.compile(r"\s*\S+")
 VECTOR = [0.25, -0.5, 1.0]
 
 KNOWN = {
@@ -174,15 +174,23 @@ def wrong_messages(messages: Any) -> str | None:
 
 
 def of_itself(data: Mapping[str, Any]) -> Said:
-    """What the model does without a script: calls the first (or the named) tool once, fills a schema, or says `TEXT`."""
+    """What the model does without a script: calls each tool once (or the named one), fills a schema, or answers."""
     messages, tools, choice = data["messages"], data.get("tools") or [], data.get("tool_choice")
-    if messages[-1]["role"] == "tool" and choice != "required" and not isinstance(choice, Mapping):
-        return Said(json.dumps(example(form)) if (form := schema_of(data)) else f"The tool says {plain(messages[-1])}.")
-    if tools and choice != "none":
-        named = choice["function"]["name"] if isinstance(choice, Mapping) else tools[0]["function"]["name"]
-        function = next(tool["function"] for tool in tools if tool["function"]["name"] == named)
-        return Said(calls=[(named, json.dumps(example(function.get("parameters") or {})))])
-    return Said(TEXT if (form := schema_of(data)) is None else json.dumps(example(form)))
+    called = {call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()}
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools if choice != "none"}
+    left = [name for name in functions if name not in called] or ([*functions][-1:] if choice == "required" else [])
+    if messages[-1]["role"] == "tool" and choice != "required":
+        left = []  # it has what it wanted
+    if isinstance(choice, Mapping):
+        left = [choice["function"]["name"]]
+    if left:
+        function = functions[left[0]]
+        made = arguments_of(function, question_of(messages), example(function.get("parameters") or {}))
+        return Said(calls=[(left[0], json.dumps(made))])
+    if (form := schema_of(data)) is not None:
+        return Said(json.dumps(example(form)))
+    last = messages[-1]
+    return Said(f"The tool says {plain(last)}." if last["role"] == "tool" else answer_to(question_of(messages)))
 
 
 def schema_of(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -193,12 +201,6 @@ def schema_of(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if form.get("type") == "json_object":
         return {"type": "object", "properties": {"answer": {"type": "integer"}}}
     return (data.get("structured_outputs") or {}).get("json")
-
-
-def plain(message: Mapping[str, Any]) -> str:
-    """A message's text."""
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def example(schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
@@ -297,17 +299,22 @@ def completed(data: Mapping[str, Any]) -> Reply:
 
 def completion_choice(data: Mapping[str, Any], at: int, prompt: Any) -> dict[str, Any]:
     """One choice of a completion."""
-    words = prompt.split(" ") if isinstance(prompt, str) else [f" {token}" for token in prompt]
-    echoed = words if data.get("echo") else []
-    said = [] if data.get("max_tokens") == 0 else TEXT.split(" ")
-    tokens = [word if not place else f" {word.strip()}" for place, word in enumerate([*echoed, *said])]
+    asked = text_of(prompt)
+    echoed = (WORD.findall(asked) if isinstance(prompt, str) else list(asked)) if data.get("echo") else []
+    said = [] if data.get("max_tokens") == 0 else WORD.findall(answer_to(asked))
+    tokens = [*echoed, *said]
     choice = {"index": at, "text": "".join(tokens), "finish_reason": "stop" if said else "length", "logprobs": None}
     if data.get("logprobs") is not None:
         starts = [sum(map(len, tokens[:place])) for place in range(len(tokens))]
-        values = [None if echoed and not place else -0.5 for place in range(len(tokens))]
+        values = [None if echoed and not place else likely(token) for place, token in enumerate(tokens)]
         best = [None if value is None else {token: value} for token, value in zip(tokens, values, strict=True)]
         choice["logprobs"] = {"tokens": tokens, "token_logprobs": values, "top_logprobs": best, "text_offset": starts}
     return choice
+
+
+def likely(token: str) -> float:
+    """The log-probability of a token: digits are likelier than all else."""
+    return -0.5 if token.strip().isdigit() else -1.0
 
 
 def embedded(data: Mapping[str, Any]) -> Reply:

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tests.integration.clients import VARIABLE, clients_python
-from tests.integration.unmodified.frame import AIDER, CLAUDE, CODEX, LLM, OPENCODE, entered, staged
+from tests.integration.unmodified.frame import AIDER, CLAUDE, CODEX, LLM, OPENCODE, entered, here, staged
 from tests.integration.unmodified.standin import TEXT, Call, Said
 
 pytestmark = [
@@ -25,13 +25,6 @@ FILES = {"greeting.txt": "hello world\n", "other.txt": "untouched\n"}
 def stage(tmp_path):
     with staged(tmp_path) as found:
         yield found
-
-
-def here(client):
-    """Skip the test where the client is not installed."""
-    if client.home is None:
-        pytest.skip(f"{client.package} is not installed beside the clients of {VARIABLE}")
-    return client
 
 
 def edited_and_listed(stage, done):

@@ -64,13 +64,14 @@ def profile_of(state: State) -> tuple[StrategyConfig, Mapping[str, StepKind]]:
 def loaded_for(file: Path, table: str | None, config: StrategyConfig, kinds: Mapping[str, StepKind]) -> Workflow:
     """Load a workflow and check it against a profile, and against a table if there is one."""
     from workflow_composer.workflows.definition.loading import load_workflow
+    from workflow_composer.workflows.programs.presence import refuse_missing
 
     columns = None
     if table is not None:
         from workflow_composer.batch.datasets.table import read_table
 
         columns = list(read_table(table, asks=False).names)
-    return load_workflow(file, config=config, columns=columns, kinds=kinds)
+    return refuse_missing(load_workflow(file, config=config, columns=columns, kinds=kinds))
 
 
 def _as_data(made: Workflow, config: StrategyConfig) -> dict[str, Any]:

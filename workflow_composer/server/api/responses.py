@@ -18,7 +18,7 @@ from workflow_composer.server.api.json_wire import WAITING, Asked, context_of, e
 from workflow_composer.server.api.response_form import Meant, asked_of
 from workflow_composer.server.conversations import FIELD, Conversations
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.types import Chunk, LLMResponse, Sample, TokenLogprob, Usage
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Sample, TokenLogprob, Usage
 
 _CUT = {
     "length": "max_output_tokens",
@@ -307,7 +307,9 @@ def _response(
         "previous_response_id": asked.previous,
         "store": asked.store,
         "parallel_tool_calls": request.extra.get("parallel_tool_calls", True),
+        "reasoning": {"effort": request.extra.get("reasoning_effort"), "summary": None},
         "temperature": request.temperature,
+        "text": _form_of(request),
         "tool_choice": request.tool_choice or "auto",
         "tools": [
             {"type": "function", "strict": None, "parameters": None, **tool["function"]} for tool in request.tools or ()
@@ -315,6 +317,13 @@ def _response(
         "top_p": request.top_p,
         "usage": usage,
     }
+
+
+def _form_of(request: LLMRequest) -> dict[str, Any]:
+    """Return what the text had to look like, as the client asked for it: some read a stream's text by what stands here."""
+    wanted = request.response_format or {"type": "text"}
+    verbosity = {name: request.extra[name] for name in ("verbosity",) if name in request.extra}
+    return {"format": {"type": wanted["type"], **wanted.get("json_schema", {})}, **verbosity}
 
 
 def _usage(usage: Usage, context: int | None) -> dict[str, Any]:

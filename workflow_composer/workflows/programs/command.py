@@ -50,7 +50,7 @@ def as_input(given: Any) -> bytes:
 def resolved(argv: Sequence[str], folder: Path, files: Mapping[str, str]) -> list[str]:
     """Return the arguments with the paths of the workflow's files. Raises `ProgramFault` if the program does not exist."""
     program, *rest = argv
-    return [_program(program, folder, files), *(_argument(one, folder, files) for one in rest)]
+    return [program_of(program, folder, files), *(_argument(one, folder, files) for one in rest)]
 
 
 def _argument(argument: str, folder: Path, files: Mapping[str, str]) -> str:
@@ -73,14 +73,15 @@ def file_of(argument: str, folder: Path, files: Mapping[str, str]) -> Path | Non
         return None  # a text that is too long for a name, or has a null character
 
 
-def _program(program: str, folder: Path, files: Mapping[str, str]) -> str:
+def program_of(program: str, folder: Path, files: Mapping[str, str]) -> str:
+    """Return what is run for a program's name. Raises `ProgramFault` if it is not here."""
     if program in PYTHONS and sys.executable:
         return sys.executable
     if "/" not in program and (found := shutil.which(program)) is not None:
         return found
     here = file_of(program, folder, files)
-    if here is None and program in files:
-        return f"./{program}"
+    if here is None and (written := program.removeprefix("./")) in files:
+        return f"./{written}"
     if here is None:
         raise ProgramFault(
             f"there is no program {program!r} here",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -90,13 +91,14 @@ class ProgramSources:
 
     def _of_function(self, body: PythonBody) -> Iterator[Path]:
         module = body.target.partition(":")[0]
-        for path in _module_in(self._folder, module) or _installed(module):
+        files = module_files(self._folder, module)
+        for path in files:
             if path.suffix == ".py":
                 yield from self._with_imports(path)
             else:
                 yield path
                 self._not_seen(f"the text of {module}, which is compiled: only {path.name} as a whole counts")
-        if not _module_in(self._folder, module) and not _installed(module):
+        if not files:
             self._not_seen(f"the text of {module}: if it changes, kept values of {body.target} are used all the same")
 
     def _not_seen(self, what: str) -> None:
@@ -141,6 +143,11 @@ def _imports(path: Path) -> Iterable[str]:
             yield from (f"{above}.{one.name}".strip(".") for one in node.names)
 
 
+def module_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a module beside a workflow, else of an installed one, its own last; empty: it is not there."""
+    return _module_in(folder, name) or _installed(name)
+
+
 def _module_in(folder: Path, name: str) -> list[Path]:
     """Return the files of a module in a folder: its own and those of the packages above it; empty if it is not there."""
     parts = name.split(".")
@@ -150,15 +157,24 @@ def _module_in(folder: Path, name: str) -> list[Path]:
     whole = folder.joinpath(*parts)
     compiled = sorted(whole.parent.glob(f"{whole.name}.*.so")) + sorted(whole.parent.glob(f"{whole.name}.pyc"))
     own = [path for path in (whole.with_suffix(".py"), *compiled, found[-1]) if path.is_file()]
-    return [path for path in found[:-1] if path.is_file()] + own[:1]
+    return [*(path for path in found[:-1] if path.is_file()), own[0]] if own else []
+
+
+def is_importable(module: str) -> bool:
+    """Whether Python's path has a module, perhaps without a file; its packages are imported to find it."""
+    return _spec(module) is not None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    try:
+        return find_spec(module)
+    except Exception:  # noqa: BLE001  # a package that cannot be imported: the step itself will say so
+        return None
 
 
 def _installed(module: str) -> list[Path]:
-    """Return the file of a module that is found on Python's path; its packages are imported to find it."""
-    try:
-        spec = find_spec(module)
-    except Exception:  # noqa: BLE001  # a package that cannot be imported: the step itself will say so
-        return []
+    """Return the file of a module that is found on Python's path."""
+    spec = _spec(module)
     origin = None if spec is None else spec.origin
     return [Path(origin)] if origin and Path(origin).is_file() else []
 

@@ -210,6 +210,17 @@ def test_what_was_asked_is_told_in_the_answer():
     assert found["tools"][0]["name"] == "f"
 
 
+@pytest.mark.parametrize("form", [{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", **SCHEMA}])
+def test_the_form_that_was_asked_for_stands_in_the_answer_and_at_the_end_of_the_stream(form):
+    """By it LangChain decides whether it reads a stream's text as the form."""
+    question = read(RESPONSES, {**HI, "text": {"format": form, "verbosity": "low"}, "reasoning": {"effort": "high"}})
+    writer = RESPONSES.events(question)
+    streamed = events(writer.piece(Chunk("{}")) + writer.end(answer("{}")))[-1]["response"]
+    for found in (json.loads(RESPONSES.whole(question, answer("{}"))), streamed):
+        assert found["text"] == {"format": form, "verbosity": "low"}
+        assert found["reasoning"] == {"effort": "high", "summary": None}
+
+
 def test_log_probabilities_that_were_asked_for_are_in_the_answer_and_in_the_stream():
     token = TokenLogprob("a", -0.5, (("a", -0.5),))
     question = asked(logprobs=True, stream=True)
