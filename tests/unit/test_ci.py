@@ -83,7 +83,8 @@ def test_clients_that_do_not_install_are_skipped_by_name_and_the_others_are_kept
     names = ("environment_clients", "clients_from_pypi", "clients_from_npm", "missing_clients", "without_clients")
     script = "\n".join(
         [
-            f"set -euo pipefail; export PATH={tmp_path}:$PATH; cache={tmp_path}/cache; TORCH=0; step() {{ :; }}; packages() {{ :; }}",
+            f"set -euo pipefail; export PATH={tmp_path}:$PATH; cache={tmp_path}/cache",
+            "TORCH=0; step() { :; }; packages() { :; }",
             *map(function, names),
             'environment_clients; echo "$WORKFLOW_COMPOSER_CLIENTS_PYTHON"',
         ]
