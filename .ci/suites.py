@@ -3,7 +3,8 @@
 python3 .ci/suites.py environment [SUITE]  what a suite needs, or all of them do
 python3 .ci/suites.py outside              pytest's arguments for the tests that belong to no suite
 python3 .ci/suites.py suite SUITE          pytest's arguments for a whole suite
-python3 .ci/suites.py suites               the same for whole suites that a change touches, and one test of each other
+python3 .ci/suites.py due                  the suites that a change touches
+python3 .ci/suites.py suites               pytest's arguments for these, and for one test of each other
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def words(suites: Mapping[str, Suite], command: str, *names: str) -> Iterable[st
             return ["-m", f"not ({any_of})"]
         case "suite", (name,):
             return ["-m", name, *whole(suites[name])]
+        case "due", ():
+            return due(suites)
         case "suites", ():
             found = due(suites)
             for name, why in found.items():
