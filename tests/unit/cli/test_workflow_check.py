@@ -45,6 +45,8 @@ def test_check_prints_the_flow_and_what_leaves(run, tmp_path):
     assert "at most 1 bit of note a row leaves through kind" in done.out
     assert "not promised" in done.out
     assert "code: no answer" in done.out
+    assert "a run is refused" in done.out
+    assert "there is no module 'names' here" in done.out
 
 
 def test_check_as_json(run, tmp_path):

@@ -60,7 +60,7 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 
 UNBOUND = frozenset(
     {"request_id", "relay", "timeout", "budget", "metadata", "query_length", "bulk", "most_calls", "purse", "allowed"}
-    | {"adapts", "check", "headers", "left_out"}
+    | {"adapts", "check", "headers", "left_out", "replies"}
 )
 """Fields of a request that do not affect its answer, or that others determine."""
 _LATER = {"form": None, "form_retries": 2, "vote_by": None, "private": False}

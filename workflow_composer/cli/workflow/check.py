@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,11 @@ def check_command(state: State, /, file: Path, table: str | None) -> int:
     """
     from workflow_composer.cli.output import print_json
     from workflow_composer.workflows.definition.drawing import as_lines
+    from workflow_composer.workflows.programs.presence import missing
 
     config, kinds = profile_of(state)
     made = loaded_for(file, table, config, kinds)
+    made = replace(made, notes=(*made.notes, *(f"a run is refused: {one}" for one in missing(made))))
     if state.json:
         print_json(_as_data(made, config))
         return 0
@@ -64,14 +67,13 @@ def profile_of(state: State) -> tuple[StrategyConfig, Mapping[str, StepKind]]:
 def loaded_for(file: Path, table: str | None, config: StrategyConfig, kinds: Mapping[str, StepKind]) -> Workflow:
     """Load a workflow and check it against a profile, and against a table if there is one."""
     from workflow_composer.workflows.definition.loading import load_workflow
-    from workflow_composer.workflows.programs.presence import refuse_missing
 
     columns = None
     if table is not None:
         from workflow_composer.batch.datasets.table import read_table
 
         columns = list(read_table(table, asks=False).names)
-    return refuse_missing(load_workflow(file, config=config, columns=columns, kinds=kinds))
+    return load_workflow(file, config=config, columns=columns, kinds=kinds)
 
 
 def _as_data(made: Workflow, config: StrategyConfig) -> dict[str, Any]:
