@@ -335,7 +335,7 @@ def echo(request: Request) -> Reply:
     older = request.path.endswith("/v1/completions")
     if not older and "messages" not in data:
         return Reply.of({"model": "m"})
-    text = data["prompt"] if older else written(data["messages"][-1].get("content") if data["messages"] else "")
+    text = written(data["prompt"]) if older else written(data["messages"][-1].get("content") if data["messages"] else "")
     if older:
         choice = {"index": 0, "text": text, "finish_reason": "stop"}
         whole = {"id": "c", "object": "text_completion", "model": "m", "choices": [choice]}

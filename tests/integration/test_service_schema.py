@@ -33,7 +33,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
     change_keys(folder / "keys.json", lambda known: known.update({key.id: key}))
     with echoing() as stub:
         write_profile(folder, "other", stub.url)
-        with Service(write_profile(folder, "p", stub.url), "--keys", str(folder / "keys.json")) as service:
+        options = (
+            "--keys",
+            str(folder / "keys.json"),
+            "--most-calls",
+            "20000",
+        )  # as many as a body of the document may need
+        with Service(write_profile(folder, "p", stub.url), *options) as service:
             headers = {"Authorization": f"Bearer {secret}"}
             assert service.request("POST", "/v1/chat/completions", chat("warm"), headers)[0] == 200
             yield service, secret

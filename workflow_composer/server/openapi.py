@@ -109,13 +109,15 @@ def _paths() -> Schema:
                 "List what runs of workflows are doing",
                 None,
                 {"object": {"const": "list"}, "data": {"type": "array"}},
-                parameters=[_query("limit", "How many: 1 to 100; those under way come first")],
+                parameters=[
+                    _query("limit", "How many; those under way come first", {**INTEGER, "minimum": 1, "maximum": 100})
+                ],
             )
         },
         f"{RUNS}/{{id}}": {
             "get": _operation("Get one run of a workflow", None, {"id": TEXT, "state": TEXT}, parameters=[_in_path("id")])
         },
-        COUNT: {"post": _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})},
+        COUNT: {"post": _counting()},
         **{path: {"post": _passing(path)} for path in PATHS},
         **{path: {"post": _uploading(path)} for path in UPLOADS},
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
@@ -224,7 +226,12 @@ def _passing(path: str) -> Schema:
     summary = f"Passed on to the model's server: {path}"
     content: Schema = {"application/json": {"schema": {}}, "application/octet-stream": {"schema": {}}}
     answers = {"200": {"description": "As the server answers", "content": content}, **_failures("Error")}
-    return {"summary": summary, "security": [{"key": []}, {}], "requestBody": _body(PASSED), "responses": answers}
+    return {
+        "summary": summary,
+        "security": [{"key": []}, {}],
+        "requestBody": {**_body(PASSED), "required": True},
+        "responses": answers,
+    }
 
 
 def _uploading(path: str) -> Schema:
@@ -249,6 +256,11 @@ def _operation(
     }
 
 
+def _counting() -> Schema:
+    found = _operation("Count the tokens of a message's prompt", COUNTED, {"input_tokens": INTEGER})
+    return {**found, "responses": {**found["responses"], **_failures("AnthropicError")}}
+
+
 def _plain(summary: str, answer: Schema, *more: int) -> Schema:
     found = _json(record(answer, *answer))
     return {"summary": summary, "responses": {"200": found, **{str(status): found for status in more}}}
@@ -268,8 +280,8 @@ def _admin(summary: str, body: Form | None, parameters: list[Schema] | None = No
     }
 
 
-def _query(name: str, description: str) -> Schema:
-    return {"name": name, "in": "query", "required": False, "schema": TEXT, "description": description}
+def _query(name: str, description: str, schema: Schema = TEXT) -> Schema:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
 
 
 def _body(form: Form) -> Schema:
