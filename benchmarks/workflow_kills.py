@@ -30,11 +30,14 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script
+
+from benchmarks.workflows import reply, stub
 
 HERE = Path(__file__).resolve().parent
 AT_A_TIME = 16
@@ -140,11 +143,11 @@ class Stub(asyncio.Protocol):
                 delay = 0.005 + 0.01 * (hashlib.sha256(body).digest()[0] / 255)
                 asyncio.get_running_loop().call_later(delay, self._answer, body, call)
             else:
-                self.transport.write(_reply(_LIST))
+                self.transport.write(reply(_LIST))
 
     def _answer(self, body: bytes, call: Call) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_reply(_answer_to(json.loads(body))))
+            self.transport.write(reply(_answer_to(json.loads(body))))
             call.answered = time.monotonic()
 
 
@@ -172,27 +175,6 @@ def _answer_to(request: dict[str, Any]) -> dict[str, Any]:
     ]
     usage = {"prompt_tokens": 20, "completion_tokens": 5 * samples, "total_tokens": 20 + 5 * samples}
     return {"id": "c", "object": "chat.completion", "created": 1, "model": "stub", "choices": choices, "usage": usage}
-
-
-def _reply(data: object) -> bytes:
-    body = json.dumps(data).encode()
-    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-
-
-@contextmanager
-def stub() -> Iterator[str]:
-    """The address of a stub in a thread of this process."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    server = asyncio.run_coroutine_threadsafe(loop.create_server(Stub, "127.0.0.1", 0), loop).result()
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.close()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 # ------------------------------------------------------------------------------------------------------------------ runs
@@ -283,7 +265,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with stub() as url, tempfile.TemporaryDirectory() as name:
+    with stub(Stub) as url, tempfile.TemporaryDirectory() as name:
         alone = prepared(Path(name) / "alone", url, options.rows)
         began = time.monotonic()
         undisturbed = ended(started(alone))

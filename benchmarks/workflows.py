@@ -76,7 +76,7 @@ class Stub(asyncio.Protocol):
             if len(self.data) < whole:
                 return
             body, self.data = self.data[end + 4 : whole], self.data[whole:]
-            self.transport.write(self._answer(body) if head.startswith(b"post") else _reply(_LIST))
+            self.transport.write(self._answer(body) if head.startswith(b"post") else reply(_LIST))
 
     def _answer(self, body: bytes) -> bytes:
         Stub.calls += 1
@@ -97,7 +97,7 @@ class Stub(asyncio.Protocol):
         reason = "tool_calls" if request.get("tools") else "stop"
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         common = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "stub"}
-        return _reply({**common, "choices": [choice], "usage": TOKENS})
+        return reply({**common, "choices": [choice], "usage": TOKENS})
 
 
 _LIST = {
@@ -110,18 +110,19 @@ def _said(value: dict[str, Any]) -> str:
     return json.dumps(value) if len(value) > 1 else str(next(iter(value.values())))
 
 
-def _reply(data: object) -> bytes:
+def reply(data: object) -> bytes:
+    """Return a whole response with this as JSON."""
     body = json.dumps(data).encode()
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
 @contextmanager
-def stub() -> Iterator[str]:
+def stub(protocol: type[asyncio.Protocol] = Stub) -> Iterator[str]:
     """The address of a stub in a thread of this process, whose time is not counted."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = asyncio.run_coroutine_threadsafe(loop.create_server(Stub, "127.0.0.1", 0), loop).result()
+    server = asyncio.run_coroutine_threadsafe(loop.create_server(protocol, "127.0.0.1", 0), loop).result()
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     finally:
